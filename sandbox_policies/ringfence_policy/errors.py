@@ -1,0 +1,149 @@
+"""Every fault Ringfence raises, drawn as one tree.
+
+    RingfenceError
+    ├── UsageError              exit 2   something a person wrote is wrong, and the message says how to mend it
+    │   ├── DocumentInvalid              a policy, plan, schema or holder file
+    │   ├── DataInvalid                  a holder's data does not fit the declared schema
+    │   └── ScenarioInvalid              a scenario directory is incomplete
+    ├── Refused                 exit 3   an answer, not a fault
+    │   ├── TrustRefused                 a signature, key, type, sequence number or digest does not hold
+    │   ├── BudgetExhausted              a privacy or round budget does not allow this use
+    │   ├── EvidenceRefused              a bundle does not prove what it claims
+    │   └── RunRefused                   no data holder permits the plan
+    └── Fault                   exit 1   the machine or the code
+        ├── LedgerFault                  the privacy ledger cannot record, so nothing may be used
+        ├── Unaccountable                a mechanism has no known privacy analysis; never counted as zero
+        └── RunFailed                    a run stopped; the message says from where it can be resumed
+
+A message says what was expected, what came, where, and the next step. It never holds a holder's data or an update's
+values. The stable `code`, the HTTP status and the exit code stand on the class, so that the three faces agree.
+"""
+
+from typing import ClassVar
+
+
+class RingfenceError(Exception):
+    """A fault with its four parts: what was expected, what came, where, and what to do next."""
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        summary: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+        where: str | None = None,
+        next_step: str | None = None,
+    ) -> None:
+        self.summary = summary
+        self.expected = expected
+        self.got = got
+        self.where = where
+        self.next_step = next_step
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        parts = [f"{self.where}: {self.summary}" if self.where else self.summary]
+        if self.expected is not None:
+            parts.append(f"  expected: {self.expected}")
+        if self.got is not None:
+            parts.append(f"  got:      {self.got}")
+        if self.next_step is not None:
+            parts.append(f"  next:     {self.next_step}")
+        return "\n".join(parts)
+
+    def to_document(self) -> dict[str, str | None]:
+        """The error as the JSON that `--json` and the API show."""
+        return {
+            "code": self.code,
+            "summary": self.summary,
+            "expected": self.expected,
+            "got": self.got,
+            "where": self.where,
+            "next_step": self.next_step,
+        }
+
+
+class UsageError(RingfenceError):
+    """Something a person wrote is wrong."""
+
+    code = "usage"
+    http_status = 422
+    exit_code = 2
+
+
+class DocumentInvalid(UsageError):
+    """A policy, plan, schema or holder file does not say what it must."""
+
+    code = "document-invalid"
+
+
+class DataInvalid(UsageError):
+    """A holder's data does not fit the declared schema. Carries counts and column names, never values."""
+
+    code = "data-invalid"
+
+
+class ScenarioInvalid(UsageError):
+    """A scenario directory is incomplete or contradicts itself."""
+
+    code = "scenario-invalid"
+
+
+class Refused(RingfenceError):
+    """An answer rather than a fault: what was asked is not allowed."""
+
+    code = "refused"
+    http_status = 403
+    exit_code = 3
+
+
+class TrustRefused(Refused):
+    """A signature, key, document type, sequence number or digest does not hold."""
+
+    code = "trust-refused"
+
+
+class BudgetExhausted(Refused):
+    """A privacy or round budget does not allow this use."""
+
+    code = "budget-exhausted"
+
+
+class EvidenceRefused(Refused):
+    """An evidence bundle does not prove what it claims."""
+
+    code = "evidence-refused"
+
+
+class RunRefused(Refused):
+    """No data holder permits the plan, so no round can run."""
+
+    code = "run-refused"
+
+
+class Fault(RingfenceError):
+    """The machine or the code failed."""
+
+    code = "fault"
+
+
+class LedgerFault(Fault):
+    """The privacy ledger cannot record a use, so the use may not happen."""
+
+    code = "ledger-fault"
+
+
+class Unaccountable(Fault):
+    """A mechanism has no known privacy analysis. It is never counted as zero."""
+
+    code = "unaccountable"
+
+
+class RunFailed(Fault):
+    """A run stopped. What was committed is kept; `ringfence run --resume` goes on from there."""
+
+    code = "run-failed"
