@@ -1,0 +1,233 @@
+"""The holder's one SQLite file, opened so that a use is on disk before data opens, or the use does not happen.
+
+The privacy ledger and the evidence log live in the same file, so that one transaction covers both: a decision, its
+reservation and its log record are written together or not at all. Nothing here knows what either of them stores.
+
+Every sqlite3 error leaves this module as a `LedgerFault`: a database that is locked, full, corrupt, read-only or not
+ours denies the use. It never passes silently.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from ringfence_policy.errors import LedgerFault
+
+APPLICATION_ID = 0x52464C44  # "RFLD" in the SQLite header: another program's database is refused, not extended
+BUSY_TIMEOUT_SECONDS = 30.0
+_PARTS_TABLE = "CREATE TABLE IF NOT EXISTS schema_part (part TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
+
+
+class Database:
+    """One connection to the holder's database, safe for several threads of one process and for several processes.
+
+    Threads of one process take turns (a transaction holds a lock from begin to end); processes take turns through
+    SQLite's write lock. A connection must not be carried over a fork: SQLite's locks do not survive it, so a forked
+    child is refused and opens its own.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Wrap an open connection; callers use `Database.open`."""
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._process = os.getpid()
+        self.path = path
+
+    @classmethod
+    def open(
+        cls, path: Path, *, must_exist: bool = False, busy_timeout_seconds: float = BUSY_TIMEOUT_SECONDS
+    ) -> "Database":
+        """Open the database at `path` for reading and writing; create it (file mode 0600) if there is none.
+
+        Args:
+            path: The database file. Missing parent folders are created with mode 0700.
+            must_exist: Refuse to create. For a holder whose ledger has to be there: a ledger that is missing must not
+                be mistaken for a budget that is untouched.
+            busy_timeout_seconds: How long a transaction waits for another process before it is refused.
+
+        Raises:
+            LedgerFault: The file is missing (`must_exist`), not writable, not a SQLite database, corrupt, another
+                program's, or on a file system without the locks that write-ahead logging needs.
+        """
+        with _faults(path):
+            try:
+                _make_private(path, must_exist=must_exist)
+            except OSError as error:
+                raise sqlite3.OperationalError(str(error)) from error
+            connection = sqlite3.connect(
+                path, timeout=busy_timeout_seconds, isolation_level=None, check_same_thread=False
+            )
+            try:
+                _prepare(connection, path)
+            except BaseException:
+                connection.close()
+                raise
+        return cls(connection, path)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The connection, for reading. Writes belong inside `transaction`.
+
+        Raises:
+            LedgerFault: This process is a fork of the one that opened the database.
+        """
+        if os.getpid() != self._process:
+            raise LedgerFault(
+                "the database was opened before a fork",
+                expected=f"process {self._process}",
+                got=f"process {os.getpid()}",
+                where=str(self.path),
+                next_step="open the database again in the child process",
+            )
+        return self._connection
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction of this connection is open."""
+        return self._depth > 0
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run a block as one durable unit: all of it is on disk when the block ends, or none of it is.
+
+        The outermost block takes SQLite's write lock at once (`BEGIN IMMEDIATE`), so what it reads cannot change before
+        it writes. A block inside another joins it: its writes become durable when the outermost block ends, and an
+        exception that leaves the inner block undoes the inner block only, so that the outer one may record the refusal.
+
+        Raises:
+            LedgerFault: The lock, a statement or the commit failed. Nothing of the outermost block was kept.
+        """
+        with self._lock:
+            connection = self.connection
+            name = f"ringfence_{self._depth}"
+            joined = self._depth > 0
+            with _faults(self.path):
+                connection.execute(f"SAVEPOINT {name}" if joined else "BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                with _faults(self.path):
+                    yield connection
+                    # SQLite may have rolled back by itself (full disk, I/O error): then this fails, as it must.
+                    connection.execute(f"RELEASE {name}" if joined else "COMMIT")
+            except BaseException:
+                _undo(connection, f"ROLLBACK TO {name}; RELEASE {name}" if joined else "ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Read all rows of a query.
+
+        Raises:
+            LedgerFault: The query failed.
+        """
+        with self._lock, _faults(self.path):
+            return self.connection.execute(sql, parameters).fetchall()
+
+    def install(self, part: str, *, version: int, statements: Sequence[str]) -> None:
+        """Create the tables of one part (ledger, evidence log) once, whoever comes first.
+
+        Args:
+            part: The part's name, for example "ledger".
+            version: The version of its tables that this code reads and writes.
+            statements: The SQL statements that create them, one statement each.
+
+        Raises:
+            LedgerFault: The file holds another version of the part, or the tables cannot be created.
+        """
+        with self.transaction() as connection:
+            connection.execute(_PARTS_TABLE)
+            found = connection.execute("SELECT version FROM schema_part WHERE part = ?", (part,)).fetchone()
+            if found is None:
+                for statement in statements:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO schema_part VALUES (?, ?)", (part, version))
+            elif found[0] != version:
+                raise LedgerFault(
+                    f"the {part} was written by another version of Ringfence",
+                    expected=f"{part} tables of version {version}",
+                    got=f"version {found[0]}",
+                    where=str(self.path),
+                    next_step="use the Ringfence version that wrote this file; never delete it, it holds what was spent",
+                )
+
+    def close(self) -> None:
+        """Close the connection. Safe to call twice."""
+        with self._lock:
+            if os.getpid() == self._process:
+                self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _make_private(path: Path, *, must_exist: bool) -> None:
+    # SQLite gives its -wal and -shm files the mode of the main file, so the main file's mode must be right first.
+    if not must_exist:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    flags = os.O_RDWR | os.O_CLOEXEC | (0 if must_exist else os.O_CREAT)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    found = connection.execute("PRAGMA application_id").fetchone()[0]
+    empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    if found != APPLICATION_ID and not (found == 0 and empty):
+        raise LedgerFault(
+            "this database is not a Ringfence ledger",
+            expected=f"application id {APPLICATION_ID:#x}",
+            got=f"{found:#x}",
+            where=str(path),
+        )
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise LedgerFault(
+            "the file system cannot hold the ledger safely",
+            expected="write-ahead logging",
+            got=f"journal mode {mode}",
+            where=str(path),
+            next_step="keep the ledger on a local disk, not on a network share",
+        )
+    # Invariant: spend is on disk before data opens. FULL makes each commit wait for the disk; NORMAL would not.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
+    if found == 0:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _undo(connection: sqlite3.Connection, statements: str) -> None:
+    # What is undone was never durable, so a failure here changes nothing: the original error is the one to see.
+    with contextlib.suppress(sqlite3.Error):
+        for statement in statements.split("; "):
+            connection.execute(statement)
+
+
+@contextlib.contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LedgerFault(
+            f"the ledger's database cannot be used: {error}",
+            expected="a readable, writable, intact database with free disk space",
+            got=getattr(error, "sqlite_errorname", type(error).__name__),
+            where=str(path),
+            next_step="nothing was used or recorded; free the disk or the lock, or restore the file, and run again",
+        ) from error
