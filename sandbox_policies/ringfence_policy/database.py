@@ -153,7 +153,7 @@ class Database:
                     expected=f"{part} tables of version {version}",
                     got=f"version {found[0]}",
                     where=str(self.path),
-                    next_step="use the Ringfence version that wrote this file; never delete it, it holds what was spent",
+                    next_step="use the version that wrote this file; never delete it, it holds what was spent",
                 )
 
     def close(self) -> None:
