@@ -1,0 +1,248 @@
+"""The one door to a holder's records: reads data.csv or data.parquet, checks it against the schema, hands out arrays.
+
+No other module opens holder data. A refusal names the schema's columns and counts rows, and never repeats anything the
+file holds: not a value, not a header it should not have (a file without a header line has a record in its place).
+"""
+
+import contextlib
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ringfence_client.features import Float32Array, encode_features, encode_labels
+from ringfence_policy.errors import DataInvalid
+from ringfence_policy.schema import BinaryColumn, CategoryColumn, Column, DatasetSchema, LabelRule, NumberColumn
+
+DATA_FILES: Final = ("data.csv", "data.parquet")
+_SEPARATOR: Final = "\x1f"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HolderData:
+    """One holder's records as a model sees them. Everything here is secret; `repr` shows none of it.
+
+    Attributes:
+        features: float32 of shape (rows, features), each within [-1, 1] where a schema made it.
+        labels: float32 of shape (rows,), 0 or 1.
+        fingerprint: `sha256:<hex>` of the records as a set: their order does not change it, one record does.
+        row_digests: One SHA-256 of 32 bytes for each row's own content.
+    """
+
+    features: Float32Array
+    labels: Float32Array
+    fingerprint: str
+    row_digests: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        return "HolderData(<private>)"
+
+    @property
+    def records(self) -> int:
+        """How many records there are. Secret: what leaves the holder is a declared number."""
+        return len(self.labels)
+
+    @staticmethod
+    def from_arrays(features: Float32Array, labels: Float32Array) -> "HolderData":
+        """Take arrays as they are, as tests, benchmarks and simulations do.
+
+        Args:
+            features: float32 of shape (rows, features), finite.
+            labels: float32 of shape (rows,), 0 or 1.
+
+        Raises:
+            DataInvalid: The shapes do not fit each other, a number is not finite, or a label is neither 0 nor 1.
+        """
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        labels = np.ascontiguousarray(labels, dtype=np.float32)
+        if features.ndim != 2 or labels.shape != features.shape[:1]:  # noqa: PLR2004 - a matrix has two dimensions
+            raise DataInvalid("features and labels do not fit", expected="shapes (rows, features) and (rows,)")
+        if not np.isfinite(features).all() or not np.isin(labels, (0.0, 1.0)).all():
+            raise DataInvalid("a record is not usable", expected="finite features, labels 0 or 1")
+        rows = np.concatenate([features, labels[:, None]], axis=1)
+        return _assemble(features, labels, tuple(hashlib.sha256(row.tobytes()).digest() for row in rows))
+
+    def split(self, test_fraction: Decimal | float, salt: str) -> tuple["HolderData", "HolderData"]:
+        """Part the records into those that train and those that only ever measure.
+
+        Each record's side follows from its own content and the salt. Adding or removing one record therefore moves no
+        other, and the privacy claim for one record stays a claim about one record. Equal records share a side.
+
+        Args:
+            test_fraction: Share expected in the test part, 0 <= share < 1. The true share varies from it.
+            salt: Names the split: the same salt always gives the same one.
+
+        Returns:
+            The training part and the test part.
+
+        Raises:
+            ValueError: The share is out of range.
+        """
+        if not 0 <= test_fraction < 1:
+            raise ValueError("a test fraction is at least 0 and below 1")
+        threshold = int(test_fraction * 2**64)
+        key = hashlib.sha256(salt.encode()).digest()
+        is_test = np.fromiter(
+            (int.from_bytes(hmac.digest(key, row, "sha256")[:8]) < threshold for row in self.row_digests),
+            dtype=np.bool_,
+            count=self.records,
+        )
+        return self._where(~is_test), self._where(is_test)
+
+    def _where(self, chosen: npt.NDArray[np.bool_]) -> "HolderData":
+        positions = np.flatnonzero(chosen)
+        digests = tuple(self.row_digests[position] for position in positions)
+        return _assemble(self.features[positions], self.labels[positions], digests)
+
+
+def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
+    """Read a holder's records and check them against the declared schema.
+
+    Args:
+        holder_dir: The directory with one of data.csv (UTF-8, a header line, empty fields are absent values) and
+            data.parquet.
+        schema: What the file must look like. A column it does not declare is refused and not ignored: whoever wrote
+            the file believes it to be something else.
+
+    Returns:
+        The records, secret.
+
+    Raises:
+        DataInvalid: There is not exactly one data file, it cannot be read, or it does not fit the schema. The message
+            holds counts and the schema's own column names only.
+    """
+    path = _data_file(holder_dir)
+    frame = _read(path)
+    _check_columns(frame, schema, path)
+    faults: list[str] = []
+    columns = [_checked(frame[column.name], column, faults) for column in schema.columns]
+    label = _checked_label(frame[schema.label.column], schema.label, faults)
+    if faults:
+        raise DataInvalid(
+            "the data does not fit the declared schema",
+            expected="every value as declared",
+            got="; ".join(faults),
+            where=str(path),
+            next_step="mend these columns, or agree on another schema: it is part of the plan",
+        )
+    checked = pl.DataFrame([*columns, label])
+    return _assemble(encode_features(checked, schema), encode_labels(label, schema.label), _row_digests(checked))
+
+
+def _assemble(features: Float32Array, labels: Float32Array, row_digests: tuple[bytes, ...]) -> HolderData:
+    for array in (features, labels):
+        array.setflags(write=False)
+    fingerprint = "sha256:" + hashlib.sha256(b"".join(sorted(row_digests))).hexdigest()
+    return HolderData(features=features, labels=labels, fingerprint=fingerprint, row_digests=row_digests)
+
+
+def _data_file(holder_dir: Path) -> Path:
+    found = [holder_dir / name for name in DATA_FILES if (holder_dir / name).is_file()]
+    if len(found) != 1:
+        raise DataInvalid(
+            "a holder has exactly one data file",
+            expected=" or ".join(DATA_FILES),
+            got="both" if found else "neither",
+            where=str(holder_dir),
+            next_step="leave one of the two" if found else "put the records there, with the schema's columns",
+        )
+    return found[0]
+
+
+def _read(path: Path) -> pl.DataFrame:
+    """Read the file as it is: text columns out of CSV, typed ones out of Parquet."""
+    frame = None
+    # The reader's own message may quote a line of the file: it is dropped, with its traceback.
+    with contextlib.suppress(OSError, ValueError, pl.exceptions.PolarsError):
+        frame = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
+    if frame is None:
+        raise DataInvalid(
+            "the data file cannot be read",
+            expected="UTF-8 CSV with a header line and as many fields in every line, or a Parquet file",
+            where=str(path),
+        )
+    return frame
+
+
+def _check_columns(frame: pl.DataFrame, schema: DatasetSchema, path: Path) -> None:
+    declared = schema.column_names()
+    missing = [name for name in declared if name not in frame.columns]
+    unknown = sum(name not in declared for name in frame.columns)
+    if missing or unknown:
+        parts = [f"missing: {', '.join(missing)}"] if missing else []
+        parts += [f"{unknown} that the schema does not declare"] if unknown else []
+        raise DataInvalid(
+            "the data file has other columns than the schema declares",
+            expected=", ".join(declared),
+            got="; ".join(parts),
+            where=str(path),
+            next_step="name the columns in the first line exactly as the schema does, and leave out all others",
+        )
+
+
+def _checked(values: pl.Series, column: Column, faults: list[str]) -> pl.Series:
+    match column:
+        case NumberColumn():
+            numbers = _numbers(values, faults)
+            checked = numbers.set(numbers.is_in([float(value) for value in column.missing_values]), None)
+        case CategoryColumn():
+            checked = _words(values, column.values, faults)
+        case BinaryColumn():
+            checked = _words(values, (column.negative, column.positive), faults)
+    if column.missing == "refuse" and checked.null_count():
+        faults.append(f"{column.name}: {checked.null_count()} absent, and the schema refuses absent values")
+    return checked
+
+
+def _checked_label(values: pl.Series, rule: LabelRule, faults: list[str]) -> pl.Series:
+    if rule.positive_above is not None:
+        checked = _numbers(values, faults)
+    else:
+        checked = _words(values, (*rule.positive, *rule.negative), faults)
+    if checked.null_count():
+        faults.append(f"{rule.column}: {checked.null_count()} without a label")
+    return checked
+
+
+def _numbers(values: pl.Series, faults: list[str]) -> pl.Series:
+    """Read a column as float64; what is not a finite number is counted as a fault."""
+    if values.dtype == pl.String:
+        stripped = values.str.strip_chars()
+        values = stripped.set(stripped == "", None)
+    elif not (values.dtype.is_numeric() or values.dtype == pl.Null):
+        faults.append(f"{values.name}: not a column of numbers")
+        return pl.Series(values.name, [0.0] * len(values), dtype=pl.Float64)
+    numbers = values.cast(pl.Float64, strict=False)
+    wrong = (values.is_not_null() & numbers.is_null()) | (numbers.is_not_null() & ~numbers.is_finite())
+    if count := int(wrong.fill_null(value=False).sum()):
+        faults.append(f"{values.name}: {count} not finite numbers")
+    # Adding zero makes -0.0 the 0.0 it equals, so that equal records have equal digests.
+    return numbers.fill_nan(0.0) + 0.0
+
+
+def _words(values: pl.Series, vocabulary: Sequence[str], faults: list[str]) -> pl.Series:
+    """Read a column as words of the vocabulary; what is none of them is counted as a fault."""
+    if not (values.dtype in (pl.String, pl.Boolean, pl.Null, pl.Categorical) or values.dtype.is_integer()):
+        faults.append(f"{values.name}: not a column of words")
+        return pl.Series(values.name, [vocabulary[0]] * len(values), dtype=pl.String)
+    words = values.cast(pl.String).str.strip_chars()
+    words = words.set(words == "", None)
+    wrong = words.is_not_null() & ~words.is_in(list(vocabulary))
+    if count := int(wrong.fill_null(value=False).sum()):
+        faults.append(f"{values.name}: {count} outside the declared values")
+    return words
+
+
+def _row_digests(checked: pl.DataFrame) -> tuple[bytes, ...]:
+    """Name each row by its own content, in the schema's order of columns, absent values empty."""
+    texts = checked.select(
+        pl.concat_str([pl.col(name).cast(pl.String).fill_null("") for name in checked.columns], separator=_SEPARATOR)
+    ).to_series()
+    return tuple(hashlib.sha256(text.encode()).digest() for text in texts)

@@ -1,0 +1,227 @@
+"""Models by name: logistic regression, a multilayer perceptron, or a holder's own installed torch module.
+
+A model spec is the plan's [model] table as a mapping: `kind`, and `hidden`, `seed`, `path`, `code_digest` where the
+kind has them. Whatever the kind, a model takes float32 features of shape (rows, features), gives one logit per row,
+and is trained through its parameters alone: what a module keeps in buffers never leaves the holder.
+"""
+
+import hashlib
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ringfence_policy import canonical
+from ringfence_policy.errors import DocumentInvalid, TrustRefused
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+class _OneLogit(nn.Module):
+    """Drop the last dimension of a module that gives shape (rows, 1)."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(features)
+        return logits.squeeze(-1)
+
+
+def build_module(model: Mapping[str, Any], feature_count: int) -> nn.Module:
+    """Build the module a spec names, with its initial parameters.
+
+    Args:
+        model: The plan's [model] table.
+        feature_count: How many features a row has.
+
+    Returns:
+        A module on the CPU. The same spec gives the same parameters, on this version of torch.
+
+    Raises:
+        DocumentInvalid: The spec names no known kind, or a module that cannot be found, built or trained privately.
+        TrustRefused: The module's source is not what the spec's `code_digest` names.
+    """
+    kind = model.get("kind")
+    seed = int(model.get("seed", 0))
+    if kind == "logistic-regression":
+        module: nn.Module = _OneLogit(nn.Linear(feature_count, 1))
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.zero_()
+        return module
+    if kind == "mlp":
+        return _mlp([feature_count, *model.get("hidden", ())], seed=seed)
+    if kind == "module":
+        return _own_module(model, feature_count, seed=seed)
+    raise DocumentInvalid(
+        "unknown model", expected="kind = 'logistic-regression', 'mlp' or 'module'", got=repr(kind), where="[model]"
+    )
+
+
+def initial_arrays(model: Mapping[str, Any], feature_count: int) -> Arrays:
+    """The parameters a run starts from. Public, and made without any data.
+
+    Args:
+        model: The plan's [model] table.
+        feature_count: How many features a row has.
+
+    Returns:
+        One float32 array per parameter, by name, in the module's own order.
+
+    Raises:
+        DocumentInvalid: See `build_module`.
+        TrustRefused: See `build_module`.
+    """
+    return read_arrays(build_module(model, feature_count))
+
+
+def read_arrays(module: nn.Module) -> Arrays:
+    """Copy a module's parameters out, float32 by name."""
+    return {
+        name: parameter.detach().to(torch.float32).cpu().numpy().copy() for name, parameter in module.named_parameters()
+    }
+
+
+def write_arrays(module: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Set a module's parameters.
+
+    Args:
+        module: The module to change.
+        arrays: One finite array for each parameter, of its shape. They came from the coordinator: not trusted.
+
+    Raises:
+        TrustRefused: The arrays are not the module's: other names, another shape, or a number that is not finite (a
+            gradient at such a point could carry a record past the clipping).
+    """
+    parameters = dict(module.named_parameters())
+    if set(arrays) != set(parameters):
+        raise TrustRefused(
+            "these are not this model's parameters",
+            expected=", ".join(sorted(parameters)),
+            got=f"{len(arrays)} arrays of other names",
+            where="model arrays",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            value = torch.from_numpy(np.array(arrays[name], dtype=np.float32))
+            if value.shape != parameter.shape or not bool(torch.isfinite(value).all()):
+                raise TrustRefused(
+                    "a model array cannot be used",
+                    expected=f"shape {tuple(parameter.shape)}, finite numbers",
+                    got=f"shape {tuple(value.shape)}",
+                    where=f"model array '{name}'",
+                )
+            parameter.copy_(value)
+
+
+def code_digest(path: str) -> str:
+    """Name the code of a holder's own module by its source file.
+
+    The digest covers that one file and not what it imports: keep a module that policies name self-contained.
+
+    Args:
+        path: Import path, `package.module:Class`; empty for the built-in models.
+
+    Returns:
+        `sha256:<hex>` over the file's bytes, or an empty string for an empty path.
+
+    Raises:
+        DocumentInvalid: No such module, or it has no source file.
+    """
+    return canonical.digest_bytes(_source(path)[1]) if path else ""
+
+
+def _mlp(sizes: list[int], *, seed: int) -> nn.Module:
+    """Linear layers with ReLU between them, uniform in +-1/sqrt(inputs), the same for every version of torch."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, [*sizes[1:], 1], strict=True):
+        linear = nn.Linear(inputs, outputs)
+        bound = 1.0 / math.sqrt(inputs)
+        with torch.no_grad():
+            for parameter in (linear.weight, linear.bias):
+                drawn = generator.uniform(-bound, bound, size=tuple(parameter.shape))
+                parameter.copy_(torch.from_numpy(drawn.astype(np.float32)))
+        layers += [linear, nn.ReLU()]
+    return _OneLogit(nn.Sequential(*layers[:-1]))
+
+
+def _own_module(model: Mapping[str, Any], feature_count: int, *, seed: int) -> nn.Module:
+    path = str(model.get("path", ""))
+    origin, source = _source(path)
+    found, named = canonical.digest_bytes(source), str(model.get("code_digest", ""))
+    if named and named != found:
+        raise TrustRefused(
+            "the model's code is not the code that was approved",
+            expected=named,
+            got=found,
+            where=path,
+            next_step="install the approved version, or have the plan and the policies name this one",
+        )
+    class_name = path.partition(":")[2]
+    built = getattr(_execute(path, origin, source), class_name, None)
+    if not (isinstance(built, type) and issubclass(built, nn.Module)):
+        raise DocumentInvalid("the model is not a torch module", expected=f"a class '{class_name}'", where=path)
+    # The plan's seed makes the start repeatable, and the process's own generator is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = built(feature_count=feature_count)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise DocumentInvalid("the model has no parameters to train", where=path)
+    return _OneLogit(module) if _gives_columns(module, feature_count, path) else module
+
+
+def _gives_columns(module: nn.Module, feature_count: int, path: str) -> bool:
+    rows = 3
+    with torch.no_grad():
+        shape = tuple(module(torch.zeros(rows, feature_count)).shape)
+    if shape not in {(rows,), (rows, 1)}:
+        raise DocumentInvalid(
+            "the model does not give one logit per row",
+            expected="shape (rows,) or (rows, 1)",
+            got=f"shape {shape} for {rows} rows",
+            where=path,
+        )
+    return shape == (rows, 1)
+
+
+def _source(path: str) -> tuple[str, bytes]:
+    module_name, colon, class_name = path.partition(":")
+    if not (colon and module_name and class_name):
+        raise DocumentInvalid(
+            "not an import path", expected="package.module:Class", got=repr(path), where="[model] path"
+        )
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise DocumentInvalid(
+            "the model's module was not found, or has no source file",
+            expected="an installed Python module",
+            got=module_name,
+            where="[model] path",
+            next_step="install it at this data holder: code never comes over the wire",
+        )
+    return spec.origin, Path(spec.origin).read_bytes()
+
+
+def _execute(path: str, origin: str, source: bytes) -> ModuleType:
+    """Run exactly the bytes that were digested, so that the digest names what trains and not what lay there earlier."""
+    module_name = path.partition(":")[0]
+    spec = importlib.util.spec_from_file_location(f"_ringfence_{hashlib.sha256(source).hexdigest()[:16]}", origin)
+    if spec is None:
+        raise DocumentInvalid("the model's module cannot be loaded", where=path)
+    module = importlib.util.module_from_spec(spec)
+    module.__package__ = module_name.rpartition(".")[0]
+    exec(compile(source, origin, "exec"), module.__dict__)  # noqa: S102 - the holder installed and approved this file
+    return module
