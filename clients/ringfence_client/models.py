@@ -181,17 +181,31 @@ def _own_module(model: Mapping[str, Any], feature_count: int, *, seed: int) -> n
 
 
 def _gives_columns(module: nn.Module, feature_count: int, path: str) -> bool:
-    rows = 3
+    """Try the module on made-up rows: one logit each, and each the same with other rows beside it as alone."""
+    rows = torch.linspace(-1, 1, 3 * feature_count).reshape(3, feature_count)
+    was_training = module.training
+    module.eval()
     with torch.no_grad():
-        shape = tuple(module(torch.zeros(rows, feature_count)).shape)
-    if shape not in {(rows,), (rows, 1)}:
+        together = module(rows)
+        alone = [module(row[None]).flatten() for row in rows]
+    module.train(was_training)
+    shape = tuple(together.shape)
+    if shape not in {(3,), (3, 1)}:
         raise DocumentInvalid(
             "the model does not give one logit per row",
             expected="shape (rows,) or (rows, 1)",
-            got=f"shape {shape} for {rows} rows",
+            got=f"shape {shape} for 3 rows",
             where=path,
         )
-    return shape == (rows, 1)
+    if not torch.allclose(together.flatten(), torch.cat(alone), rtol=1e-4, atol=1e-5):
+        raise DocumentInvalid(
+            "the model lets records influence each other",
+            expected="a logit that depends on its own row alone",
+            got="another logit for the same row when other rows are beside it",
+            where=path,
+            next_step="take no mean, rank or attention over the rows: clipping each record would bound nothing",
+        )
+    return len(shape) > 1
 
 
 def _source(path: str) -> tuple[str, bytes]:

@@ -1,0 +1,149 @@
+"""What every trainer takes and gives: jobs in, updates out, with the privacy that was really applied.
+
+A trainer is given many holders' jobs at once, because that is where speed comes from; a holder alone is a list of one.
+It has no say in clip, noise, rate or steps: those are the mechanism's, which is also what the ledger charged.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ringfence_client.datasource import HolderData
+from ringfence_client.noise import NoiseKind, NoiseSource
+from ringfence_policy.errors import DocumentInvalid, Fault, Unaccountable
+from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.vocabulary import Unit
+
+
+class TrainingFault(Fault):
+    """Training gave nothing that may be sent, such as numbers that are not finite."""
+
+    code = "training-fault"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One holder's part of one round.
+
+    Attributes:
+        holder_id: Whose data it is.
+        model: The plan's [model] table; see `models`.
+        arrays: The global model it starts from: float32 by parameter name. Public, and not trusted.
+        data: The holder's training records. Secret.
+        mechanism: Clip, noise, rate and steps, as reserved in the ledger. `dp-sgd`, with noise above zero.
+        learning_rate: Step size, no unit, > 0.
+        expected_batch: What a step's noised sum is divided by: sampling rate times the holder's DECLARED weight, > 0.
+            Public; dividing by the true number of records would give that number away.
+        proximal_mu: Strength of FedProx' pull towards `arrays`, >= 0; applied after the noise, so it costs no privacy.
+        noise: The holder's own source of sampling and noise.
+    """
+
+    holder_id: str
+    model: Mapping[str, Any]
+    arrays: Mapping[str, npt.NDArray[np.float32]]
+    data: HolderData
+    mechanism: DpMechanism
+    learning_rate: float
+    expected_batch: float
+    proximal_mu: float = 0.0
+    noise: NoiseSource
+
+    def __post_init__(self) -> None:
+        """Check what a trainer must never guess.
+
+        Raises:
+            Unaccountable: The mechanism is not one a trainer of records can apply, or adds no noise.
+            DocumentInvalid: A number of the plan is out of range.
+        """
+        mechanism = self.mechanism
+        if mechanism.kind != "dp-sgd" or mechanism.unit is not Unit.RECORD or not mechanism.noise_multiplier > 0:
+            raise Unaccountable(
+                "this mechanism cannot be trained with",
+                expected="dp-sgd on the unit 'record', with a noise multiplier above 0",
+                got=f"{mechanism.kind} on '{mechanism.unit}', noise multiplier {mechanism.noise_multiplier:g}",
+                where=f"job of '{self.holder_id}'",
+            )
+        for name, value, lowest in (
+            ("learning_rate", self.learning_rate, 0.0),
+            ("expected_batch", self.expected_batch, 0.0),
+            ("proximal_mu + 1", self.proximal_mu + 1.0, 1.0 - 1e-12),
+        ):
+            if not (np.isfinite(value) and value > lowest):
+                raise DocumentInvalid(
+                    "a training number is out of range", expected=f"{name} above {lowest:g}", got=f"{value:g}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppliedPrivacy:
+    """What a trainer really did, read back from the parts that did it and not copied from the plan.
+
+    Attributes:
+        clipping_norm: The largest bound any record was clipped to.
+        noise_multiplier: The smallest noise standard deviation of any step, divided by that step's clipping norm.
+        sampling_rate: The highest probability any record was drawn with.
+        steps: How many noised sums were taken.
+        noise_kind: Where the noise was from.
+    """
+
+    clipping_norm: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    noise_kind: NoiseKind
+
+    def keeps(self, mechanism: DpMechanism) -> bool:
+        """Whether what was done is exactly as strong as `mechanism` claims, to the last digit."""
+        return (self.clipping_norm, self.noise_multiplier, self.sampling_rate, self.steps) == (
+            mechanism.clipping_norm,
+            mechanism.noise_multiplier,
+            mechanism.sampling_rate,
+            mechanism.steps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedUpdate:
+    """What one holder's training gave.
+
+    Attributes:
+        holder_id: Whose it is.
+        arrays: The new parameters, float32 by name, finite. Differentially private as `applied` says, and only so.
+        applied: What was really applied. Check it against the mechanism that was charged before anything is sent.
+    """
+
+    holder_id: str
+    arrays: dict[str, npt.NDArray[np.float32]]
+    applied: AppliedPrivacy
+
+
+class Trainer(Protocol):
+    """Something that trains. All implementations draw alike, so that the same seeded noise gives the same update.
+
+    For each step: where the sampling rate is below 1, `uniform(records)`; then ONE `normal` of as many numbers as the
+    model has trainable parameters, flattened in the module's order.
+    """
+
+    @property
+    def name(self) -> str:
+        """The trainer's name in logs and benchmarks."""
+        ...
+
+    def train(self, jobs: Sequence[TrainingJob]) -> list[TrainedUpdate]:
+        """Train every job, independently of all others.
+
+        Args:
+            jobs: Any number of them; they may differ in everything.
+
+        Returns:
+            One update per job, in the jobs' order.
+
+        Raises:
+            DocumentInvalid: A model cannot be built, or cannot be trained record by record.
+            TrustRefused: The arrays are not the model's, or the model's code is not what was approved.
+            TrainingFault: Training diverged.
+        """
+        ...
