@@ -1,0 +1,211 @@
+"""What one verifier remembers about one signer, so that nothing old, stale, misused or contradictory is accepted.
+
+A store is pinned to the signer's root public key. The root signs key lists; the keys on the newest list sign the rest,
+each in its role and its time. High-water marks (`memory`) must be kept by the caller over restarts: without them an old
+key list, policy or status could be played again.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ringfence_policy import canonical
+from ringfence_policy.documents import Checkpoint, KeyList, ListedKey, Role, Status
+from ringfence_policy.identity import DocumentType, PublicKey, TrustReason, open_signed, parse, refusal
+from ringfence_policy.merkle import verify_consistency
+
+# The one role whose keys may sign each type. Checkpoints are signed by a node or by the coordinator.
+_ROLES: Mapping[DocumentType, frozenset[Role]] = {
+    DocumentType.POLICY: frozenset({Role.POLICY}),
+    DocumentType.STATUS: frozenset({Role.STATUS}),
+    DocumentType.PARTICIPATION: frozenset({Role.NODE}),
+    DocumentType.CHECKPOINT: frozenset({Role.NODE, Role.PLAN}),
+    DocumentType.PLAN: frozenset({Role.PLAN}),
+    DocumentType.RELEASE: frozenset({Role.PLAN}),
+    DocumentType.MANIFEST: frozenset({Role.PLAN}),
+}
+
+
+class TrustStore:
+    """Accepts signed documents of one signer, and only forwards in time.
+
+    Every method raises `TrustRefused` with a summary out of `TrustReason`; a refused document leaves no trace in the
+    memory. Not safe for several threads at once.
+    """
+
+    def __init__(self, root: PublicKey, memory: Mapping[str, Any] | None = None, *, owner: str | None = None) -> None:
+        """Start from a pinned root key.
+
+        Args:
+            root: The signer's root public key, learnt out of band.
+            memory: What `memory()` gave before, or nothing for a first meeting.
+            owner: The holder or coordinator the root belongs to. Without it the first accepted key list says so.
+
+        Raises:
+            TrustRefused: The memory belongs to another root or owner.
+        """
+        self.root = root
+        self._keys: dict[str, ListedKey] | None = None
+        self._memory: dict[str, Any] = {
+            "root": root.thumbprint, "owner": owner, "keys": None, "status": None, "policies": {}, "logs": {},
+        }  # fmt: skip
+        if memory is not None:
+            if memory.get("root") != root.thumbprint or owner not in (None, memory.get("owner")):
+                raise refusal(TrustReason.WRONG_OWNER, expected=f"the memory of root key {root.kid}")
+            self._memory.update(copy.deepcopy(dict(memory)))
+
+    def memory(self) -> dict[str, Any]:
+        """The high-water marks as plain JSON, for the caller to keep on disk."""
+        return copy.deepcopy(self._memory)
+
+    @property
+    def owner(self) -> str | None:
+        """The holder or coordinator this signer is, once known."""
+        owner: str | None = self._memory["owner"]
+        return owner
+
+    def accept_keys(self, token: str) -> KeyList:
+        """Accept a key list signed by the root. From now on only its keys count; all others are withdrawn.
+
+        Raises:
+            TrustRefused: It is not the root's, is older than the newest one seen, or contradicts it.
+        """
+        document = open_signed(token, type=DocumentType.KEYS, key=self.root)
+        keys = KeyList.from_document(document)
+        self._check_owner(keys.holder_id)
+        mark = _forward("key list", self._memory["keys"], number=keys.seq, content=canonical.digest(document))
+        listed = {key.public_key.kid: key for key in keys.keys}
+        if any(key.public_key.raw == self.root.raw for key in keys.keys):
+            raise refusal(TrustReason.WRONG_ROLE, expected="the root key signs key lists and nothing else")
+        self._memory.update(owner=keys.holder_id, keys=mark)
+        self._keys = listed
+        return keys
+
+    def accept(self, token: str, *, type: DocumentType, role: Role, now_ms: int) -> dict[str, Any]:  # noqa: A002
+        """Verify a document by whichever listed key signed it, in its role and its time.
+
+        Remembers nothing: for policies, statuses and checkpoints use the methods that also refuse replays.
+
+        Args:
+            token: The compact JWS.
+            type: The type it must have.
+            role: The role its key must have.
+            now_ms: The time at which the key must be valid: now, or the time of signing when old evidence is read.
+
+        Raises:
+            TrustRefused: Signature, type, key, role or time does not hold.
+        """
+        parsed = parse(token)
+        if parsed.type is not type:
+            raise refusal(TrustReason.WRONG_TYPE, expected=type.value, got=parsed.type.value)
+        if role not in _ROLES.get(type, frozenset()):
+            raise refusal(TrustReason.WRONG_ROLE, expected=f"a role that signs {type.value}", got=role.value)
+        if self._keys is None:
+            raise refusal(TrustReason.NO_KEYS, next_step="accept the signer's key list first", where=self.owner)
+        listed = self._keys.get(parsed.kid)
+        if listed is None or not listed.from_ms <= now_ms < listed.to_ms:
+            raise refusal(TrustReason.UNKNOWN_KEY, expected="a key of the newest key list", where=self.owner)
+        document = open_signed(parsed, type=type, key=listed.public_key)
+        if not listed.may_sign(role, at_ms=now_ms):
+            raise refusal(
+                TrustReason.WRONG_ROLE, expected=f"a key with role {role.value}", got=parsed.kid, where=self.owner
+            )
+        return document
+
+    def accept_policy(self, token: str, now_ms: int) -> dict[str, Any]:
+        """Accept a usage policy: signed by the data officer, for this holder, not older than the newest one seen.
+
+        Raises:
+            TrustRefused: As in `accept`; or an older version, or other content under the same version.
+        """
+        document = self.accept(token, type=DocumentType.POLICY, role=Role.POLICY, now_ms=now_ms)
+        policy_id, version = document.get("policy_id"), document.get("version")
+        if not isinstance(policy_id, str) or type(version) is not int:
+            raise refusal(TrustReason.WRONG_SHAPE, expected="a policy with policy_id and version")
+        self._check_owner(document.get("holder_id"))
+        self._memory["policies"][policy_id] = _forward(
+            f"policy {policy_id}",
+            self._memory["policies"].get(policy_id),
+            number=version,
+            content=canonical.digest(document),
+        )
+        return document
+
+    def accept_status(self, token: str, now_ms: int) -> Status:
+        """Accept a status: signed by the status key, fresh, and not older than the newest one seen.
+
+        Raises:
+            TrustRefused: As in `accept`; or stale, dated in the future, replayed, or contradicting one of its number.
+        """
+        document = self.accept(token, type=DocumentType.STATUS, role=Role.STATUS, now_ms=now_ms)
+        status = Status.from_document(document)
+        self._check_owner(status.holder_id)
+        mark = _forward("status", self._memory["status"], number=status.seq, content=canonical.digest(document))
+        if status.issued_ms > now_ms:
+            raise refusal(TrustReason.FUTURE, expected=f"issued by {now_ms}", got=f"{status.issued_ms}")
+        if not status.is_fresh(now_ms=now_ms):
+            raise refusal(
+                TrustReason.STALE,
+                expected=f"good until after {now_ms}",
+                got=f"{status.good_until_ms}",
+                where=self.owner,
+                next_step="ask the data officer for a fresh status",
+            )
+        self._memory["status"] = mark
+        return status
+
+    def accept_checkpoint(self, token: str, *, role: Role, now_ms: int, proof: Sequence[bytes] = ()) -> Checkpoint:
+        """Accept a checkpoint of the signer's log, and that the log only grew since the last one seen.
+
+        Args:
+            token: The signed checkpoint.
+            role: `Role.NODE` for a holder's log, `Role.PLAN` for the coordinator's.
+            now_ms: Now.
+            proof: Consistency proof from the size seen before (`known_log_size`) to this one.
+
+        Raises:
+            TrustRefused: As in `accept`; or the log was shortened, rewritten, or shown differently to someone else.
+        """
+        checkpoint = Checkpoint.from_document(
+            self.accept(token, type=DocumentType.CHECKPOINT, role=role, now_ms=now_ms)
+        )
+        seen = self._memory["logs"].get(checkpoint.origin, {"size": 0, "root": _EMPTY})
+        extends = verify_consistency(
+            old_size=seen["size"],
+            new_size=checkpoint.size,
+            old_root=bytes.fromhex(seen["root"].removeprefix("sha256:")),
+            new_root=checkpoint.root_bytes,
+            proof=proof,
+        )
+        if not extends:
+            raise refusal(
+                TrustReason.SPLIT_VIEW,
+                expected=f"a log that extends the {seen['size']} records seen before",
+                got=f"{checkpoint.size} records that do not",
+                where=checkpoint.origin,
+                next_step="keep both checkpoints: together they are signed proof",
+            )
+        self._memory["logs"][checkpoint.origin] = {"size": checkpoint.size, "root": checkpoint.root}
+        return checkpoint
+
+    def known_log_size(self, origin: str) -> int:
+        """How many records of a log this verifier has seen a checkpoint for."""
+        size: int = self._memory["logs"].get(origin, {"size": 0})["size"]
+        return size
+
+    def _check_owner(self, claimed: object) -> None:
+        if not isinstance(claimed, str) or self.owner not in (None, claimed):
+            raise refusal(TrustReason.WRONG_OWNER, expected=self.owner, got="a document of somebody else")
+
+
+_EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def _forward(what: str, mark: Mapping[str, Any] | None, *, number: int, content: str) -> dict[str, Any]:
+    if mark is not None and number < mark["number"]:
+        raise refusal(TrustReason.REPLAYED, expected=f"{what} {mark['number']} or newer", got=f"{number}")
+    if mark is not None and number == mark["number"] and content != mark["digest"]:
+        raise refusal(
+            TrustReason.CHANGED, expected=f"{what} {number} with digest {mark['digest']}", got=f"digest {content}"
+        )
+    return {"number": number, "digest": content}
