@@ -46,6 +46,7 @@ class StrictDocument(BaseModel):
         str_max_length=4096,
         allow_inf_nan=False,
         validate_default=True,
+        defer_build=True,  # a command that reads no document pays for no schema
     )
 
 

@@ -1,0 +1,209 @@
+"""Compile a policy to Cedar, and ask Cedar. The only module that imports cedarpy, and only when first asked.
+
+Cedar skips a rule that errors, so a limit written only as `forbid unless` would fail open. Hence the dual compile: ONE
+`permit` whose condition is the conjunction of all clauses (an error there means no permit, hence deny), and one
+`forbid unless` per clause beside it (Cedar names no reason for a default deny; these name every one). The schema is
+always passed, so that a request of the wrong shape is refused before any rule is tried.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, Final
+
+from ringfence_policy.clauses import ALL_ACTIONS, CLAUSES, Clause, entity, quoted
+from ringfence_policy.errors import Fault
+from ringfence_policy.policy import BUILT_IN, UsagePolicy, rfc3339
+from ringfence_policy.request import RoundRequest
+from ringfence_policy.vocabulary import ORDERED, PURPOSES, Evaluation, ReleaseTier, ReleaseTo, Unit
+
+PERMIT_ID: Final = "permit"
+
+SCHEMA: Final = """
+namespace Ringfence {
+  entity Organisation;
+  entity Dataset;
+  entity Purpose in [Purpose];
+  entity Audience in [Audience];
+  entity Tier in [Tier];
+  entity Unit in [Unit];
+  entity Evaluation in [Evaluation];
+  type Use = {
+    policy: String, purpose: Purpose, task: String, plan: String, code: String, region: String, now: datetime,
+    rounds_used: Long, epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long, unit: Unit,
+    records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, columns: Set<String>,
+    retention_days: Long, release_to: Audience, release_tier: Tier, evaluation: Evaluation, rehearsal: Bool,
+    revoked: Bool, round_under_way: Bool, status_fresh: Bool,
+  };
+  action train, evaluate, release appliesTo { principal: [Organisation], resource: [Dataset], context: Use };
+}
+"""
+
+
+@dataclass(frozen=True)
+class CedarAnswer:
+    """What Cedar said.
+
+    Attributes:
+        allowed: True or False, or None where Cedar came to no decision.
+        failed: Names of the clauses whose `forbid` applied.
+        errors: Kinds of error met while deciding, with Cedar's words after a colon. Any of them means deny.
+    """
+
+    allowed: bool | None
+    failed: frozenset[str]
+    errors: tuple[str, ...]
+
+
+def compile_policy(policy: UsagePolicy) -> str:
+    """The policy as Cedar text: one permit over all clauses and one forbid for each. Deterministic."""
+    conditions = {
+        clause.id: _bound(clause, condition) for clause in CLAUSES.values() if (condition := clause.cedar(policy))
+    }
+    conjunction = "\n  && ".join(f"({condition})" for condition in conditions.values())
+    rules = [f"@id({quoted(PERMIT_ID)})\npermit (principal, action, resource)\nwhen {{\n  {conjunction}\n}};"]
+    rules += [
+        f"@id({quoted(name)})\nforbid (principal, action, resource)\nunless {{ {condition} }};"
+        for name, condition in conditions.items()
+    ]
+    return "\n\n".join(rules) + "\n"
+
+
+class CedarEngine:
+    """One compiled, validated policy set.
+
+    Raises:
+        Fault: cedarpy cannot be imported, or the text does not validate against the schema.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._cedar = _cedarpy()
+        self._schema, self._entities = _schema_and_entities()
+        verdict = self._cedar.validate_policies(text, self._schema)
+        if not verdict:
+            raise Fault("the compiled policy does not validate", got="; ".join(str(error) for error in verdict.errors))
+        self._policies = self._cedar.PolicySet.from_str(text)
+        self.description: Final = {
+            "name": "cedar",
+            "version": _version(),
+            "compiled": "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def ask(self, request: RoundRequest, *, records_withheld: bool, round_under_way: bool) -> CedarAnswer:
+        """Put one request to Cedar. Whatever cedarpy raises comes through; the gate turns it into a denial."""
+        cedar = self._cedar
+        answer = cedar.is_authorized(
+            _as_cedar(request, records_withheld=records_withheld, round_under_way=round_under_way),
+            self._policies,
+            self._entities,
+            schema=self._schema,
+        )
+        names = set(answer.diagnostics.id_annotations_by_reason.values())
+        errors = [f"cedar-error: {error}" for error in answer.diagnostics.errors]
+        allowed = {cedar.Decision.Allow: True, cedar.Decision.Deny: False}.get(answer.decision)
+        if allowed is None:
+            errors.append("cedar-no-decision")
+        if allowed and names != {PERMIT_ID}:
+            errors.append(f"cedar-reasons: allowed by {sorted(names)}")
+        return CedarAnswer(allowed, frozenset(names - {PERMIT_ID}), tuple(sorted(errors)))
+
+
+@lru_cache(maxsize=512)
+def engine_for(text: str) -> CedarEngine:
+    """The engine of a compiled policy, built once per process and text."""
+    return CedarEngine(text)
+
+
+def _bound(clause: Clause, condition: str) -> str:
+    """Let `condition` bind only the clause's own actions."""
+    if clause.actions == ALL_ACTIONS:
+        return condition
+    elsewhere = sorted(ALL_ACTIONS - clause.actions)
+    exempt = " || ".join(f"action == {entity('Action', action)}" for action in elsewhere)
+    return f"{exempt} || ({condition})"
+
+
+def _as_cedar(request: RoundRequest, *, records_withheld: bool, round_under_way: bool) -> dict[str, Any]:
+    context: dict[str, Any] = {
+        "policy": request.policy_id,
+        "purpose": _ref("Purpose", request.purpose),
+        "task": request.task,
+        "plan": request.plan_digest,
+        "code": request.code_digest or BUILT_IN,
+        "region": request.region,
+        "now": {"__extn": {"fn": "datetime", "arg": rfc3339(request.now)}},
+        "rounds_used": request.rounds_used,
+        "epsilon_after_micro": request.epsilon_after_micro,
+        "epsilon_cost_micro": request.epsilon_cost_micro,
+        "delta_pico": request.delta_pico,
+        "unit": _ref("Unit", request.unit.value),
+        "records_withheld": records_withheld,
+        "holders": request.holders,
+        "secure_aggregation": request.secure_aggregation,
+        "columns": sorted(request.columns),
+        "retention_days": request.retention_days,
+        "release_to": _ref("Audience", request.release_to.value),
+        "release_tier": _ref("Tier", request.release_tier.value),
+        "evaluation": _ref("Evaluation", request.evaluation.value),
+        "rehearsal": request.rehearsal,
+        "revoked": request.revoked,
+        "round_under_way": round_under_way,
+        "status_fresh": request.status_fresh,
+    }
+    if request.records is not None and not records_withheld:
+        context["records"] = request.records
+    return {
+        "principal": {"type": "Ringfence::Organisation", "id": request.coordinator},
+        "action": {"type": "Ringfence::Action", "id": request.action.value},
+        "resource": {"type": "Ringfence::Dataset", "id": request.dataset_id},
+        "context": context,
+    }
+
+
+def _ref(kind: str, name: str) -> dict[str, dict[str, str]]:
+    return {"__entity": {"type": f"Ringfence::{kind}", "id": name}}
+
+
+@cache
+def _cedarpy() -> Any:
+    try:
+        import cedarpy  # noqa: PLC0415 - 16 MB that a command which decides nothing need not load
+    except ImportError as error:
+        raise Fault("Cedar is not installed", expected="the package cedarpy", got=str(error)) from error
+    return cedarpy
+
+
+@cache
+def _version() -> str:
+    from importlib.metadata import version  # noqa: PLC0415 - slow to import, needed once
+
+    return version("cedarpy")
+
+
+@cache
+def _schema_and_entities() -> tuple[Any, Any]:
+    """The schema, and the fixed entities: the purpose tree and the ordered words, each a chain of `in`."""
+    cedar = _cedarpy()
+    parents: dict[tuple[str, str], str | None] = {("Purpose", one.id): one.parent for one in PURPOSES.values()}
+    for kind, name, grows in (
+        (ReleaseTo, "Audience", "wider"),
+        (Evaluation, "Evaluation", "wider"),
+        (Unit, "Unit", "stricter"),
+        (ReleaseTier, "Tier", "stricter"),
+    ):
+        words = [word.value for word in ORDERED[kind]]
+        # A narrower audience lies in every wider one; a stricter tier lies in every lighter one.
+        chain = words if grows == "wider" else words[::-1]
+        for word, covering in zip(chain, [*chain[1:], None], strict=True):
+            parents[name, word] = covering
+    entities = [
+        {
+            "uid": {"type": f"Ringfence::{kind}", "id": name},
+            "attrs": {},
+            "parents": [] if parent is None else [{"type": f"Ringfence::{kind}", "id": parent}],
+        }
+        for (kind, name), parent in parents.items()
+    ]
+    schema = cedar.Schema.from_str(SCHEMA)
+    return schema, cedar.Entities.from_json_str(json.dumps(entities), schema=schema)

@@ -1,0 +1,543 @@
+"""The one table of clauses: for each, its place in the TOML, its Cedar, its ODRL term and its plain English.
+
+Whatever shows, compiles or exports a policy reads this table, so a clause cannot exist in one form and be missing in
+another. The reference evaluator (`reference.py`) is the one deliberate exception: it is written beside the table and
+not from it, so that a fault here shows as a disagreement there.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from types import MappingProxyType
+from typing import Final
+
+from ringfence_policy.decision import Point
+from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy, rfc3339
+from ringfence_policy.request import RoundRequest
+from ringfence_policy.vocabulary import (
+    PURPOSES,
+    Action,
+    Evaluation,
+    OnRevoke,
+    Rehearsal,
+    ReleaseTo,
+    SecureAggregation,
+    Unit,
+)
+
+ALL_ACTIONS: Final = frozenset(Action)
+USES: Final = frozenset({Action.TRAIN, Action.EVALUATE})
+TRAINING: Final = frozenset({Action.TRAIN})
+EVALUATING: Final = frozenset({Action.EVALUATE})
+
+EVERYWHERE: Final = frozenset(Point)
+AT_THE_HOLDER: Final = frozenset({Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD, Point.RELEASE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clause:
+    """One kind of rule a policy can hold.
+
+    Attributes:
+        id: Stable name, as decisions show it.
+        table: The TOML table it stands in, or None for what every policy implies.
+        key: The TOML key, where it differs from `id`.
+        odrl: The ODRL term the clause is exchanged as.
+        actions: The actions it binds.
+        points: The enforcement points that can judge it.
+        cedar: The Cedar expression that must hold, or None where the policy sets no condition.
+        sentence: The clause in plain English, for the data officer.
+        limit: What the policy asks for, in a few words.
+        actual: What the request has, in a few words. Secret to the holder.
+    """
+
+    id: str
+    table: str | None
+    odrl: str
+    cedar: Callable[[UsagePolicy], str | None]
+    sentence: Callable[[UsagePolicy], str]
+    limit: Callable[[UsagePolicy], str]
+    actual: Callable[[RoundRequest], str]
+    actions: frozenset[Action] = ALL_ACTIONS
+    points: frozenset[Point] = EVERYWHERE
+    key: str | None = None
+
+    @property
+    def toml_key(self) -> str | None:
+        """The key in the clause's TOML table, or None for what every policy implies."""
+        return None if self.table is None else self.key or self.id
+
+
+# --- Cedar fragments -------------------------------------------------------------------------------------------------
+
+
+def quoted(text: str) -> str:
+    """`text` as a Cedar string. Every string of a policy is printable, so JSON's escapes and Cedar's are the same."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def entity(kind: str, name: str) -> str:
+    """A Cedar entity of Ringfence's schema."""
+    return f"Ringfence::{kind}::{quoted(name)}"
+
+
+def _entities(kind: str, names: Iterable[str]) -> str:
+    return "[" + ", ".join(entity(kind, name) for name in names) + "]"
+
+
+def _strings(names: Iterable[str]) -> str:
+    return "[" + ", ".join(quoted(name) for name in names) + "]"
+
+
+def _instant(moment: datetime) -> str:
+    return f"datetime({quoted(rfc3339(moment))})"
+
+
+# --- English ---------------------------------------------------------------------------------------------------------
+
+
+def listed(names: Iterable[str], *, joined_by: str = "and") -> str:
+    """Names as English lists them: `a`, `a and b`, `a, b and c`."""
+    *most, last = names
+    return f"{', '.join(most)} {joined_by} {last}" if most else last
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 round`, `12 rounds`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def epsilon_text(micro: int) -> str:
+    """Micro-epsilon as the decimal a reader knows: `1.5`."""
+    return _decimal_text(micro, 6)
+
+
+def delta_text(pico: int) -> str:
+    """Pico-delta as the decimal a reader knows: `0.00001`."""
+    return _decimal_text(pico, 12)
+
+
+def day_text(moment: datetime) -> str:
+    """A time as `31 December 2026, 23:00 UTC`."""
+    seconds = moment.strftime(":%S") if moment.second or moment.microsecond else ""
+    return f"{moment.day} {moment.strftime('%B %Y, %H:%M')}{seconds} UTC"
+
+
+def _decimal_text(amount: int, digits: int) -> str:
+    text = f"{Decimal(amount).scaleb(-digits):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _label(purpose: str) -> str:
+    known = PURPOSES.get(purpose)
+    return known.label if known else f"{purpose} (not in the vocabulary)"
+
+
+def _labels(purposes: Iterable[str]) -> str:
+    return listed((_label(purpose) for purpose in purposes), joined_by="or")
+
+
+def _yes(value: bool, yes: str, no: str) -> str:  # noqa: FBT001 - reads as a sentence where it is used
+    return yes if value else no
+
+
+def _code_sentence(policy: UsagePolicy) -> str:
+    digests = sum(name != BUILT_IN for name in policy.code)
+    if not digests:
+        return "Only models built into Ringfence may be trained; no outside code runs on this data."
+    also = " or models built into Ringfence" if BUILT_IN in policy.code else ""
+    return f"Only model code with {counted(digests, 'approved digest')}{also} may run on this data."
+
+
+_UNIT_WORDS: Final[Mapping[Unit, str]] = {
+    Unit.RECORD: "every single record",
+    Unit.SUBJECT: "every person with all of their records",
+    Unit.HOLDER: "the data holder's whole dataset",
+}
+_EVALUATION_SENTENCES: Final[Mapping[Evaluation, str]] = {
+    Evaluation.NONE: "No model may be measured on this data.",
+    Evaluation.PRIVATE: "Models may be measured on this data only with differential privacy, paid from the budget.",
+    Evaluation.EXACT: "Models may be measured exactly on this data; such results have no differential privacy.",
+}
+_RELEASE_SENTENCES: Final[Mapping[ReleaseTo, str]] = {
+    ReleaseTo.NONE: "Nothing that was learned from this data may be released to anyone.",
+    ReleaseTo.METRICS_ONLY: "Only metrics may be released; the model itself may not.",
+    ReleaseTo.PARTICIPANTS: "The model may be released to the participants of the run, but not to the public.",
+    ReleaseTo.PUBLIC: "The model may be released to the public.",
+}
+_REVOKE_SENTENCES: Final[Mapping[OnRevoke, str]] = {
+    OnRevoke.STOP_NOW: "When this policy is revoked, use stops at once, even in the middle of a round.",
+    OnRevoke.FINISH_ROUND: "When this policy is revoked, a round already in training may finish; no other may start.",
+}
+
+
+def _retention_sentence(policy: UsagePolicy) -> str:
+    if policy.retention_days == 0:
+        return "Updates from this data must be deleted as soon as the round is over."
+    return f"Updates from this data must be deleted within {counted(policy.retention_days, 'day')}."
+
+
+def _holders_sentence(policy: UsagePolicy) -> str:
+    if policy.min_holders == 1:
+        return "This data may be used alone, without other data holders."
+    return (
+        f"At least {counted(policy.min_holders, 'data holder')} must take part in a round together, this one included."
+    )
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+_ROWS: Final[tuple[Clause, ...]] = (
+    Clause(
+        id="policy",
+        table=None,
+        odrl="@id",
+        cedar=lambda policy: f"context.policy == {quoted(policy.policy_id)}",
+        sentence=lambda policy: f"A use must name this policy, {policy.policy_id}.",
+        limit=lambda policy: policy.policy_id,
+        actual=lambda request: request.policy_id,
+    ),
+    Clause(
+        id="dataset",
+        table=None,
+        odrl="target",
+        cedar=lambda policy: f"resource == {entity('Dataset', policy.dataset_id)}",
+        sentence=lambda policy: f"These terms cover the dataset {policy.dataset_id} and no other.",
+        limit=lambda policy: policy.dataset_id,
+        actual=lambda request: request.dataset_id,
+    ),
+    Clause(
+        id="who",
+        table="people",
+        odrl="rf:coordinator isAnyOf",
+        cedar=lambda policy: f"{_entities('Organisation', policy.permitted_coordinators)}.contains(principal)",
+        sentence=lambda policy: f"Only {listed(policy.permitted_coordinators, joined_by='or')} may use this data.",
+        limit=lambda policy: listed(policy.permitted_coordinators, joined_by="or"),
+        actual=lambda request: request.coordinator,
+    ),
+    Clause(
+        id="never",
+        table="people",
+        odrl="prohibition: rf:coordinator isAnyOf",
+        cedar=lambda policy: (
+            f"!({_entities('Organisation', policy.prohibited)}.contains(principal))" if policy.prohibited else None
+        ),
+        sentence=lambda policy: (
+            f"{listed(policy.prohibited)} may never use this data."
+            if policy.prohibited
+            else "Nobody is named who may never use this data."
+        ),
+        limit=lambda policy: (
+            f"not {listed(policy.prohibited, joined_by='or')}" if policy.prohibited else "no one named"
+        ),
+        actual=lambda request: request.coordinator,
+    ),
+    Clause(
+        id="purposes",
+        table="projects",
+        odrl="purpose isAnyOf",
+        cedar=lambda policy: f"context.purpose in {_entities('Purpose', policy.purposes)}",
+        sentence=lambda policy: f"This data may be used only for {_labels(policy.purposes)}.",
+        limit=lambda policy: _labels(policy.purposes),
+        actual=lambda request: _label(request.purpose),
+    ),
+    Clause(
+        id="not_purposes",
+        table="projects",
+        odrl="prohibition: purpose isAnyOf",
+        cedar=lambda policy: (
+            f"!(context.purpose in {_entities('Purpose', policy.not_purposes)})" if policy.not_purposes else None
+        ),
+        sentence=lambda policy: (
+            f"This data may never be used for {_labels(policy.not_purposes)}."
+            if policy.not_purposes
+            else "No purpose is excluded beyond that."
+        ),
+        limit=lambda policy: f"not {_labels(policy.not_purposes)}" if policy.not_purposes else "none excluded",
+        actual=lambda request: _label(request.purpose),
+    ),
+    Clause(
+        id="tasks",
+        table="projects",
+        odrl="rf:task isAnyOf",
+        cedar=lambda policy: None if policy.tasks == EVERYTHING else f"{_strings(policy.tasks)}.contains(context.task)",
+        sentence=lambda policy: (
+            "Any task may be learned from this data."
+            if policy.tasks == EVERYTHING
+            else f"Only this may be learned from this data: {listed(policy.tasks, joined_by='or')}."
+        ),
+        limit=lambda policy: "any task" if policy.tasks == EVERYTHING else listed(policy.tasks, joined_by="or"),
+        actual=lambda request: request.task,
+    ),
+    Clause(
+        id="plans",
+        table="projects",
+        odrl="rf:plan isAnyOf",
+        cedar=lambda policy: f"{_strings(policy.plans)}.contains(context.plan)" if policy.plans else None,
+        sentence=lambda policy: (
+            f"Only {counted(len(policy.plans), 'training plan')} approved by digest may run."
+            if policy.plans
+            else "Any training plan may run that keeps these terms."
+        ),
+        limit=lambda policy: listed(policy.plans, joined_by="or") if policy.plans else "any plan",
+        actual=lambda request: request.plan_digest,
+    ),
+    Clause(
+        id="code",
+        table="projects",
+        odrl="rf:code isAnyOf",
+        cedar=lambda policy: f"{_strings(policy.code)}.contains(context.code)",
+        sentence=_code_sentence,
+        limit=lambda policy: listed(policy.code, joined_by="or"),
+        actual=lambda request: request.code_digest or BUILT_IN,
+    ),
+    Clause(
+        id="not_before",
+        table="projects",
+        odrl="dateTime gteq",
+        actions=USES,
+        cedar=lambda policy: f"context.now >= {_instant(policy.not_before)}",
+        sentence=lambda policy: f"This data may be used from {day_text(policy.not_before)}.",
+        limit=lambda policy: f"from {day_text(policy.not_before)}",
+        actual=lambda request: day_text(request.now),
+    ),
+    Clause(
+        id="not_after",
+        table="projects",
+        odrl="dateTime lt",
+        actions=USES,
+        cedar=lambda policy: f"context.now < {_instant(policy.not_after)}",
+        sentence=lambda policy: f"This data may be used until {day_text(policy.not_after)}, and no longer.",
+        limit=lambda policy: f"before {day_text(policy.not_after)}",
+        actual=lambda request: day_text(request.now),
+    ),
+    Clause(
+        id="max_rounds",
+        table="projects",
+        odrl="count lteq",
+        actions=TRAINING,
+        cedar=lambda policy: f"context.rounds_used < {policy.max_rounds}",
+        sentence=lambda policy: f"At most {counted(policy.max_rounds, 'round')} may use this data.",
+        limit=lambda policy: counted(policy.max_rounds, "round"),
+        actual=lambda request: f"this would be round {request.rounds_used + 1:,}",
+    ),
+    Clause(
+        id="regions",
+        table="settings",
+        odrl="spatial isAnyOf",
+        actions=USES,
+        cedar=lambda policy: f"{_strings(policy.regions)}.contains(context.region)",
+        sentence=lambda policy: f"This data may be computed on only in {listed(policy.regions, joined_by='or')}.",
+        limit=lambda policy: listed(policy.regions, joined_by="or"),
+        actual=lambda request: request.region,
+    ),
+    Clause(
+        id="min_holders",
+        table="settings",
+        odrl="rf:holders gteq",
+        actions=USES,
+        cedar=lambda policy: f"context.holders >= {policy.min_holders}",
+        sentence=_holders_sentence,
+        limit=lambda policy: f"at least {counted(policy.min_holders, 'data holder')}",
+        actual=lambda request: counted(request.holders, "data holder"),
+    ),
+    Clause(
+        id="secure_aggregation",
+        table="settings",
+        odrl="rf:secureAggregation eq",
+        actions=TRAINING,
+        cedar=lambda policy: (
+            "context.secure_aggregation" if policy.secure_aggregation is SecureAggregation.REQUIRED else None
+        ),
+        sentence=lambda policy: _yes(
+            policy.secure_aggregation is SecureAggregation.REQUIRED,
+            "Updates may be opened only as a sum over all holders (secure aggregation).",
+            "Secure aggregation is not required; the coordinator may open each private update.",
+        ),
+        limit=lambda policy: policy.secure_aggregation.value,
+        actual=lambda request: _yes(request.secure_aggregation, "used", "not used"),
+    ),
+    Clause(
+        id="columns",
+        table="data",
+        odrl="rf:column isAnyOf",
+        actions=USES,
+        cedar=lambda policy: (
+            None if policy.columns == EVERYTHING else f"{_strings(policy.columns)}.containsAll(context.columns)"
+        ),
+        sentence=lambda policy: (
+            "All columns of this data may be read."
+            if policy.columns == EVERYTHING
+            else f"Only these columns may be read: {listed(policy.columns)}."
+        ),
+        limit=lambda policy: "all columns" if policy.columns == EVERYTHING else listed(policy.columns),
+        actual=lambda request: listed(sorted(request.columns)),
+    ),
+    Clause(
+        id="min_records",
+        table="data",
+        odrl="rf:records gteq",
+        actions=USES,
+        points=AT_THE_HOLDER,
+        cedar=lambda policy: (
+            f"context.records_withheld || (context has records && context.records >= {policy.min_records})"
+        ),
+        sentence=lambda policy: (
+            f"At least {counted(policy.min_records, 'record')} must be there before this data is used."
+        ),
+        limit=lambda policy: f"at least {counted(policy.min_records, 'record')}",
+        actual=lambda request: "not known" if request.records is None else counted(request.records, "record"),
+    ),
+    Clause(
+        id="rehearsal",
+        table="data",
+        odrl="rf:rehearsal eq",
+        cedar=lambda policy: None if policy.rehearsal is Rehearsal.ALLOWED else "!context.rehearsal",
+        sentence=lambda policy: _yes(
+            policy.rehearsal is Rehearsal.ALLOWED,
+            "Rehearsals without privacy are allowed, as for data that is published anyway.",
+            "Every use must be private; rehearsals with predictable noise are refused.",
+        ),
+        limit=lambda policy: policy.rehearsal.value,
+        actual=lambda request: _yes(request.rehearsal, "a rehearsal", "not a rehearsal"),
+    ),
+    Clause(
+        id="unit",
+        table="privacy",
+        odrl="rf:unit isAnyOf",
+        actions=USES,
+        cedar=lambda policy: f"context.unit in {entity('Unit', policy.unit)}",
+        sentence=lambda policy: f"Privacy must protect at least {_UNIT_WORDS[policy.unit]}.",
+        limit=lambda policy: _UNIT_WORDS[policy.unit],
+        actual=lambda request: _UNIT_WORDS[request.unit],
+    ),
+    Clause(
+        id="epsilon",
+        table="privacy",
+        odrl="rf:epsilonMicro lteq",
+        actions=USES,
+        cedar=lambda policy: f"context.epsilon_after_micro <= {policy.epsilon_micro}",
+        sentence=lambda policy: (
+            f"All uses of this data together may spend at most epsilon {epsilon_text(policy.epsilon_micro)} of privacy."
+        ),
+        limit=lambda policy: f"epsilon {epsilon_text(policy.epsilon_micro)} in all",
+        actual=lambda request: f"epsilon {epsilon_text(request.epsilon_after_micro)} after this use",
+    ),
+    Clause(
+        id="delta",
+        table="privacy",
+        odrl="rf:deltaPico lteq",
+        actions=USES,
+        cedar=lambda policy: f"context.delta_pico <= {policy.delta_pico}",
+        sentence=lambda policy: (
+            f"That budget counts at delta {delta_text(policy.delta_pico)}, the chance that it does not hold."
+        ),
+        limit=lambda policy: f"delta {delta_text(policy.delta_pico)}",
+        actual=lambda request: f"delta {delta_text(request.delta_pico)}",
+    ),
+    Clause(
+        id="per_round_epsilon",
+        table="privacy",
+        odrl="rf:roundEpsilonMicro lteq",
+        actions=USES,
+        cedar=lambda policy: (
+            None
+            if policy.per_round_epsilon_micro is None
+            else f"context.epsilon_cost_micro <= {policy.per_round_epsilon_micro}"
+        ),
+        sentence=lambda policy: (
+            "A single use may spend all of it."
+            if policy.per_round_epsilon_micro is None
+            else f"No single use may spend more than epsilon {epsilon_text(policy.per_round_epsilon_micro)}."
+        ),
+        limit=lambda policy: (
+            "no limit for one use"
+            if policy.per_round_epsilon_micro is None
+            else f"epsilon {epsilon_text(policy.per_round_epsilon_micro)} for one use"
+        ),
+        actual=lambda request: f"epsilon {epsilon_text(request.epsilon_cost_micro)} for this use",
+    ),
+    Clause(
+        id="evaluation",
+        table="privacy",
+        odrl="rf:evaluation isAnyOf",
+        actions=EVALUATING,
+        cedar=lambda policy: (
+            f"context.evaluation in {entity('Evaluation', policy.evaluation)} && "
+            f"context.evaluation != {entity('Evaluation', Evaluation.NONE)}"
+        ),
+        sentence=lambda policy: _EVALUATION_SENTENCES[policy.evaluation],
+        limit=lambda policy: policy.evaluation.value,
+        actual=lambda request: request.evaluation.value,
+    ),
+    Clause(
+        id="retention_days",
+        table="outputs",
+        odrl="duty: rf:deleteUpdates within rf:afterRound lteq",
+        actions=USES,
+        cedar=lambda policy: f"context.retention_days <= {policy.retention_days}",
+        sentence=_retention_sentence,
+        limit=lambda policy: f"at most {counted(policy.retention_days, 'day')}",
+        actual=lambda request: counted(request.retention_days, "day"),
+    ),
+    Clause(
+        id="release_to",
+        table="outputs",
+        odrl="rf:releaseTo isAnyOf",
+        cedar=lambda policy: f"context.release_to in {entity('Audience', policy.release_to)}",
+        sentence=lambda policy: _RELEASE_SENTENCES[policy.release_to],
+        limit=lambda policy: f"{policy.release_to.value} at most",
+        actual=lambda request: request.release_to.value,
+    ),
+    Clause(
+        id="release_tier",
+        table="outputs",
+        odrl="rf:releaseTier isAnyOf",
+        cedar=lambda policy: f"context.release_tier in {entity('Tier', policy.release_tier)}",
+        sentence=lambda policy: (
+            f"Before any release the model must pass the gates of the {policy.release_tier.value} tier."
+        ),
+        limit=lambda policy: f"{policy.release_tier.value} or stricter",
+        actual=lambda request: request.release_tier.value,
+    ),
+    Clause(
+        id="revoked",
+        table="outputs",
+        key="on_revoke",
+        odrl="rf:onRevoke eq",
+        cedar=lambda policy: (
+            "!context.revoked"
+            if policy.on_revoke is OnRevoke.STOP_NOW
+            else "!context.revoked || context.round_under_way"
+        ),
+        sentence=lambda policy: _REVOKE_SENTENCES[policy.on_revoke],
+        limit=lambda _: "not revoked",
+        actual=lambda request: _yes(request.revoked, "revoked", "not revoked"),
+    ),
+    Clause(
+        id="status",
+        table=None,
+        odrl="(outside ODRL: a signed status)",
+        cedar=lambda _: "context.status_fresh",
+        sentence=lambda _: "A fresh signed status of the data holder must be at hand.",
+        limit=lambda _: "fresh",
+        actual=lambda request: _yes(request.status_fresh, "fresh", "missing or stale"),
+    ),
+)
+
+CLAUSES: Final[Mapping[str, Clause]] = MappingProxyType({clause.id: clause for clause in _ROWS})
+"""Every clause by its name, in the order in which a policy is read aloud."""
+
+
+def explain(policy: UsagePolicy) -> tuple[str, ...]:
+    """The policy as plain sentences, one for every clause, in reading order."""
+    return tuple(clause.sentence(policy) for clause in CLAUSES.values())
+
+
+def not_judged_at(point: Point, action: Action) -> tuple[str, ...]:
+    """The clauses binding `action` that `point` cannot judge, because the fact is the holder's alone."""
+    return tuple(
+        sorted(clause.id for clause in CLAUSES.values() if action in clause.actions and point not in clause.points)
+    )
