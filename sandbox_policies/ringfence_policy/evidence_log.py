@@ -18,7 +18,8 @@ from typing import Any
 from ringfence_policy import canonical, merkle
 from ringfence_policy.database import Database
 from ringfence_policy.documents import Checkpoint
-from ringfence_policy.errors import LedgerFault
+from ringfence_policy.errors import EvidenceRefused, LedgerFault
+from ringfence_policy.evidence_records import parse_record
 from ringfence_policy.identity import DocumentType, SigningKey, sign
 
 _SCHEMA_VERSION = 1
@@ -71,7 +72,7 @@ class PrivateDetails:
 
 
 class EvidenceLog:
-    """One node's log. Records are dicts of canonical JSON values; `evidence_records` says which kinds there are."""
+    """One node's log of records in the closed vocabulary of `evidence_records`."""
 
     def __init__(self, database: Database, *, origin: str) -> None:
         """Open the log in `database`, or start it.
@@ -98,7 +99,7 @@ class EvidenceLog:
         """Add one record, inside the caller's transaction where there is one.
 
         Args:
-            record: The record; the log adds nothing to it.
+            record: A record that `parse_record` knows; the log adds nothing to it.
             private: Details to keep beside it. The record must carry their digest as `private_digest`.
 
         Returns:
@@ -109,8 +110,9 @@ class EvidenceLog:
         """
         try:
             data = canonical.encode(dict(record))
-        except (TypeError, ValueError) as error:
-            raise LedgerFault("an evidence record is not canonical JSON", got=str(error)) from error
+            parse_record(record)
+        except (TypeError, ValueError, EvidenceRefused) as error:
+            raise LedgerFault("this may not stand in an evidence log", got=str(error)) from error
         if private is not None and record.get("private_digest") != private.digest:
             raise LedgerFault("an evidence record does not name its private details", expected=private.digest)
         with self._database.transaction() as connection:

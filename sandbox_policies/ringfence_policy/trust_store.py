@@ -115,14 +115,17 @@ class TrustStore:
     def accept_policy(self, token: str, now_ms: int) -> dict[str, Any]:
         """Accept a usage policy: signed by the data officer, for this holder, not older than the newest one seen.
 
+        Who signed it and when is judged here; what it says is `UsagePolicy.from_document`'s to read.
+
         Raises:
             TrustRefused: As in `accept`; or an older version, or other content under the same version.
         """
         document = self.accept(token, type=DocumentType.POLICY, role=Role.POLICY, now_ms=now_ms)
-        policy_id, version = document.get("policy_id"), document.get("version")
+        head = document.get("policy")
+        policy_id, version, holder = (head.get(key) if isinstance(head, dict) else None for key in _POLICY_HEAD)
         if not isinstance(policy_id, str) or type(version) is not int:
-            raise refusal(TrustReason.WRONG_SHAPE, expected="a policy with policy_id and version")
-        self._check_owner(document.get("holder_id"))
+            raise refusal(TrustReason.WRONG_SHAPE, expected="a policy with id, version and holder")
+        self._check_owner(holder)
         self._memory["policies"][policy_id] = _forward(
             f"policy {policy_id}",
             self._memory["policies"].get(policy_id),
@@ -198,6 +201,7 @@ class TrustStore:
             raise refusal(TrustReason.WRONG_OWNER, expected=self.owner, got="a document of somebody else")
 
 
+_POLICY_HEAD = ("id", "version", "holder")  # of the signed document's `policy` table
 _EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 

@@ -27,7 +27,14 @@ def log(database):
 
 
 def record(number):
-    return {"v": 1, "kind": "plan-shown", "number": number}
+    return {"v": 1, "kind": "hold-released", "at_ms": number, "run": "r", "round": 1, "hold_id": "h", "reason": "stop"}
+
+
+def decision(number, **changes):
+    document = {"effect": "deny", "failed": [{"clause": "min_records", "actual": None}]}
+    members = {"decision": document, "action": "train", "hold_id": "", "inputs": None, "status_seq": None}
+    more = {"policy_key_id": None, "private_digest": None, "kind": "decision", "v": 1, "run": "r", "round": 1}
+    return members | more | {"at_ms": number} | changes
 
 
 def test_an_empty_log_has_the_empty_root(log):
@@ -147,10 +154,31 @@ def test_one_database_keeps_one_log(database, log):
         EvidenceLog(database, origin="ringfence/holder/zurich")
 
 
-@pytest.mark.parametrize("value", [{"epsilon": 0.5}, {"n": 2**60}, {"x": b"bytes"}, {1: "one"}])
+@pytest.mark.parametrize("value", [{"epsilon": 0.5}, {"at_ms": 2**60}, {"reason": b"bytes"}, {1: "one"}])
 def test_a_record_that_is_not_canonical_json_is_a_fault(log, value):
     with pytest.raises(LedgerFault):
-        log.append(value)
+        log.append(record(0) | value)
+    assert log.size == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"kind": "gossip"}, {"kind": 7}, {"records": 303}, {"reason": 303}, {"hold_id": ""}, {"v": 2}, {"round": -1}],
+)
+def test_a_record_outside_the_closed_vocabulary_is_a_fault_that_shows_no_value(log, value):
+    with pytest.raises(LedgerFault) as caught:
+        log.append(record(0) | value)
+    assert "303" not in str(caught.value)
+    assert log.size == 0
+
+
+def test_a_record_with_what_only_the_holder_may_see_is_a_fault(log):
+    shown = {"effect": "deny", "failed": [{"clause": "min_records", "actual": "303 records"}]}
+    for leak in ({"decision": shown}, {"inputs": {"records": 303}}, {"inputs": {"records": None}}):
+        with pytest.raises(LedgerFault) as caught:
+            log.append(decision(0, **leak))
+        assert "only the holder may see" in str(caught.value)
+        assert "303" not in str(caught.value)
     assert log.size == 0
 
 
@@ -179,7 +207,7 @@ def test_private_details_stay_beside_the_record_and_are_salted(log):
     sealed, again = PrivateDetails.seal({"records": 303}), PrivateDetails.seal({"records": 303})
     assert sealed.digest != again.digest
     assert sealed.digest != canonical.digest({"records": 303})
-    position = log.append({**record(0), "private_digest": sealed.digest}, private=sealed)
+    position = log.append(decision(0, private_digest=sealed.digest), private=sealed)
     log.append(record(1))
     assert log.private_details(position) == {"records": 303}
     assert log.private_details(1) is None
@@ -187,5 +215,5 @@ def test_private_details_stay_beside_the_record_and_are_salted(log):
     with pytest.raises(LedgerFault, match="private details"):
         log.append(record(2), private=sealed)
     with pytest.raises(LedgerFault, match="private details"):
-        log.append({**record(2), "private_digest": again.digest}, private=sealed)
+        log.append(decision(2, private_digest=again.digest), private=sealed)
     assert log.size == 2

@@ -49,7 +49,7 @@ SECOND_KEYS = keys(
 
 
 def policy(version, *, key=OFFICER, document_type=DocumentType.POLICY, **changes):
-    document = {"policy_id": "cardiac", "version": version, "holder_id": "cleveland", **changes}
+    document = {"v": 1, "policy": {"id": "cardiac", "version": version, "holder": "cleveland", **changes}}
     return sign(document, type=document_type, key=key)
 
 
@@ -73,8 +73,8 @@ def refused(reason, call, *arguments, **named):
 
 def test_policies_and_status_of_listed_keys_are_accepted(store):
     assert store.owner == "cleveland"
-    assert store.accept_policy(policy(1), 100)["version"] == 1
-    assert store.accept_policy(policy(2), 100)["version"] == 2
+    assert store.accept_policy(policy(1), 100)["policy"]["version"] == 1
+    assert store.accept_policy(policy(2), 100)["policy"]["version"] == 2
     accepted = store.accept_status(status(1, 90, 150), 100)
     assert accepted.seq == 1
     assert accepted.revocation_of("cardiac") is None
@@ -186,7 +186,7 @@ def test_a_refused_document_leaves_no_trace_in_the_memory(store):
         lambda: store.accept_status(status(9, 0, 50), 100),
         lambda: store.accept_status(status(9, 500, 600), 100),
         lambda: store.accept_policy(policy(9, key=IMPOSTOR), 100),
-        lambda: store.accept_policy(policy(9, holder_id="zurich"), 100),
+        lambda: store.accept_policy(policy(9, holder="zurich"), 100),
         lambda: store.accept_keys(keys(9, (IMPOSTOR.public(), 0, 1, [Role.POLICY]), holder="zurich")),
     ):
         with pytest.raises(TrustRefused):
@@ -195,7 +195,7 @@ def test_a_refused_document_leaves_no_trace_in_the_memory(store):
 
 
 def test_a_document_of_another_holder_is_refused_even_when_the_key_is_right(store):
-    refused(TrustReason.WRONG_OWNER, store.accept_policy, policy(1, holder_id="zurich"), 100)
+    refused(TrustReason.WRONG_OWNER, store.accept_policy, policy(1, holder="zurich"), 100)
     refused(TrustReason.WRONG_OWNER, store.accept_status, status(1, 90, 150, holder="zurich"), 100)
     refused(TrustReason.WRONG_OWNER, TrustStore(ROOT.public(), owner="zurich").accept_keys, FIRST_KEYS)
 
@@ -227,10 +227,12 @@ def test_nothing_is_accepted_before_a_key_list():
 @pytest.mark.parametrize(
     "document",
     [
-        {"policy_id": "cardiac", "holder_id": "cleveland"},
-        {"policy_id": "cardiac", "version": True, "holder_id": "cleveland"},
-        {"policy_id": "cardiac", "version": "1", "holder_id": "cleveland"},
-        {"policy_id": 1, "version": 1, "holder_id": "cleveland"},
+        {},
+        {"policy": "cardiac@1"},
+        {"policy": {"id": "cardiac", "holder": "cleveland"}},
+        {"policy": {"id": "cardiac", "version": True, "holder": "cleveland"}},
+        {"policy": {"id": "cardiac", "version": "1", "holder": "cleveland"}},
+        {"policy": {"id": 1, "version": 1, "holder": "cleveland"}},
     ],
 )
 def test_a_policy_without_its_number_is_refused(store, document):
