@@ -9,22 +9,25 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Final
 
 from ringfence_policy.decision import Point
 from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy, rfc3339
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.vocabulary import (
-    PURPOSES,
-    Action,
-    Evaluation,
-    OnRevoke,
-    Rehearsal,
-    ReleaseTo,
-    SecureAggregation,
-    Unit,
+from ringfence_policy.vocabulary import Action, Evaluation, OnRevoke, Rehearsal, SecureAggregation
+from ringfence_policy.wording import (
+    EVALUATION_SENTENCES,
+    RELEASE_SENTENCES,
+    REVOKE_SENTENCES,
+    UNIT_WORDS,
+    counted,
+    day_text,
+    delta_text,
+    epsilon_text,
+    label,
+    labels,
+    listed,
 )
 
 ALL_ACTIONS: Final = frozenset(Action)
@@ -95,48 +98,7 @@ def _instant(moment: datetime) -> str:
     return f"datetime({quoted(rfc3339(moment))})"
 
 
-# --- English ---------------------------------------------------------------------------------------------------------
-
-
-def listed(names: Iterable[str], *, joined_by: str = "and") -> str:
-    """Names as English lists them: `a`, `a and b`, `a, b and c`."""
-    *most, last = names
-    return f"{', '.join(most)} {joined_by} {last}" if most else last
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun: `1 round`, `12 rounds`."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def epsilon_text(micro: int) -> str:
-    """Micro-epsilon as the decimal a reader knows: `1.5`."""
-    return _decimal_text(micro, 6)
-
-
-def delta_text(pico: int) -> str:
-    """Pico-delta as the decimal a reader knows: `0.00001`."""
-    return _decimal_text(pico, 12)
-
-
-def day_text(moment: datetime) -> str:
-    """A time as `31 December 2026, 23:00 UTC`."""
-    seconds = moment.strftime(":%S") if moment.second or moment.microsecond else ""
-    return f"{moment.day} {moment.strftime('%B %Y, %H:%M')}{seconds} UTC"
-
-
-def _decimal_text(amount: int, digits: int) -> str:
-    text = f"{Decimal(amount).scaleb(-digits):f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _label(purpose: str) -> str:
-    known = PURPOSES.get(purpose)
-    return known.label if known else f"{purpose} (not in the vocabulary)"
-
-
-def _labels(purposes: Iterable[str]) -> str:
-    return listed((_label(purpose) for purpose in purposes), joined_by="or")
+# --- sentences with more than one form --------------------------------------------------------------------------------
 
 
 def _yes(value: bool, yes: str, no: str) -> str:  # noqa: FBT001 - reads as a sentence where it is used
@@ -149,28 +111,6 @@ def _code_sentence(policy: UsagePolicy) -> str:
         return "Only models built into Ringfence may be trained; no outside code runs on this data."
     also = " or models built into Ringfence" if BUILT_IN in policy.code else ""
     return f"Only model code with {counted(digests, 'approved digest')}{also} may run on this data."
-
-
-_UNIT_WORDS: Final[Mapping[Unit, str]] = {
-    Unit.RECORD: "every single record",
-    Unit.SUBJECT: "every person with all of their records",
-    Unit.HOLDER: "the data holder's whole dataset",
-}
-_EVALUATION_SENTENCES: Final[Mapping[Evaluation, str]] = {
-    Evaluation.NONE: "No model may be measured on this data.",
-    Evaluation.PRIVATE: "Models may be measured on this data only with differential privacy, paid from the budget.",
-    Evaluation.EXACT: "Models may be measured exactly on this data; such results have no differential privacy.",
-}
-_RELEASE_SENTENCES: Final[Mapping[ReleaseTo, str]] = {
-    ReleaseTo.NONE: "Nothing that was learned from this data may be released to anyone.",
-    ReleaseTo.METRICS_ONLY: "Only metrics may be released; the model itself may not.",
-    ReleaseTo.PARTICIPANTS: "The model may be released to the participants of the run, but not to the public.",
-    ReleaseTo.PUBLIC: "The model may be released to the public.",
-}
-_REVOKE_SENTENCES: Final[Mapping[OnRevoke, str]] = {
-    OnRevoke.STOP_NOW: "When this policy is revoked, use stops at once, even in the middle of a round.",
-    OnRevoke.FINISH_ROUND: "When this policy is revoked, a round already in training may finish; no other may start.",
-}
 
 
 def _retention_sentence(policy: UsagePolicy) -> str:
@@ -239,9 +179,9 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="purpose isAnyOf",
         cedar=lambda policy: f"context.purpose in {_entities('Purpose', policy.purposes)}",
-        sentence=lambda policy: f"This data may be used only for {_labels(policy.purposes)}.",
-        limit=lambda policy: _labels(policy.purposes),
-        actual=lambda request: _label(request.purpose),
+        sentence=lambda policy: f"This data may be used only for {labels(policy.purposes)}.",
+        limit=lambda policy: labels(policy.purposes),
+        actual=lambda request: label(request.purpose),
     ),
     Clause(
         id="not_purposes",
@@ -251,12 +191,12 @@ _ROWS: Final[tuple[Clause, ...]] = (
             f"!(context.purpose in {_entities('Purpose', policy.not_purposes)})" if policy.not_purposes else None
         ),
         sentence=lambda policy: (
-            f"This data may never be used for {_labels(policy.not_purposes)}."
+            f"This data may never be used for {labels(policy.not_purposes)}."
             if policy.not_purposes
             else "No purpose is excluded beyond that."
         ),
-        limit=lambda policy: f"not {_labels(policy.not_purposes)}" if policy.not_purposes else "none excluded",
-        actual=lambda request: _label(request.purpose),
+        limit=lambda policy: f"not {labels(policy.not_purposes)}" if policy.not_purposes else "none excluded",
+        actual=lambda request: label(request.purpose),
     ),
     Clause(
         id="tasks",
@@ -409,9 +349,9 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:unit isAnyOf",
         actions=USES,
         cedar=lambda policy: f"context.unit in {entity('Unit', policy.unit)}",
-        sentence=lambda policy: f"Privacy must protect at least {_UNIT_WORDS[policy.unit]}.",
-        limit=lambda policy: _UNIT_WORDS[policy.unit],
-        actual=lambda request: _UNIT_WORDS[request.unit],
+        sentence=lambda policy: f"Privacy must protect at least {UNIT_WORDS[policy.unit]}.",
+        limit=lambda policy: UNIT_WORDS[policy.unit],
+        actual=lambda request: UNIT_WORDS[request.unit],
     ),
     Clause(
         id="epsilon",
@@ -468,7 +408,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
             f"context.evaluation in {entity('Evaluation', policy.evaluation)} && "
             f"context.evaluation != {entity('Evaluation', Evaluation.NONE)}"
         ),
-        sentence=lambda policy: _EVALUATION_SENTENCES[policy.evaluation],
+        sentence=lambda policy: EVALUATION_SENTENCES[policy.evaluation],
         limit=lambda policy: policy.evaluation.value,
         actual=lambda request: request.evaluation.value,
     ),
@@ -487,7 +427,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="outputs",
         odrl="rf:releaseTo isAnyOf",
         cedar=lambda policy: f"context.release_to in {entity('Audience', policy.release_to)}",
-        sentence=lambda policy: _RELEASE_SENTENCES[policy.release_to],
+        sentence=lambda policy: RELEASE_SENTENCES[policy.release_to],
         limit=lambda policy: f"{policy.release_to.value} at most",
         actual=lambda request: request.release_to.value,
     ),
@@ -512,7 +452,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
             if policy.on_revoke is OnRevoke.STOP_NOW
             else "!context.revoked || context.round_under_way"
         ),
-        sentence=lambda policy: _REVOKE_SENTENCES[policy.on_revoke],
+        sentence=lambda policy: REVOKE_SENTENCES[policy.on_revoke],
         limit=lambda _: "not revoked",
         actual=lambda request: _yes(request.revoked, "revoked", "not revoked"),
     ),
