@@ -61,7 +61,7 @@ def _encode_number(values: pl.Series, column: NumberColumn) -> Float32Array:
 
 
 def _encode_category(values: pl.Series, column: CategoryColumn) -> Float32Array:
-    parts = [values.eq_missing(value).to_numpy() for value in column.values]
+    parts = [values.eq_missing(value).to_numpy() for value in column.indicated()]
     if column.missing == "category":
         parts.append(values.is_null().to_numpy())
     return np.stack(parts, axis=1).astype(np.float32)
@@ -70,7 +70,7 @@ def _encode_category(values: pl.Series, column: CategoryColumn) -> Float32Array:
 def _encode_binary(values: pl.Series, column: BinaryColumn) -> Float32Array:
     positive = values.eq_missing(column.positive).to_numpy().astype(np.float32)
     negative = values.eq_missing(column.negative).to_numpy().astype(np.float32)
-    parts = [positive - negative]
+    parts = [(positive - negative) / 2]
     if column.missing == "flag":
         parts.append(values.is_null().to_numpy().astype(np.float32))
     return np.stack(parts, axis=1)

@@ -62,6 +62,7 @@ class CategoryColumn(StrictDocument):
 
     Attributes:
         values: The vocabulary, in the order of the features. A value outside it refuses the data.
+        reference: The value the others are compared with: it gets no feature of its own, and so no noise.
         missing: What an absent value means: `refuse` the data, or be a `category` of its own.
     """
 
@@ -69,6 +70,7 @@ class CategoryColumn(StrictDocument):
     kind: Literal["category"]
     description: str = Field(default="", max_length=300)
     values: Annotated[ListOf[CategoryValue], Field(min_length=2, max_length=1000)]
+    reference: CategoryValue | None = None
     missing: Literal["refuse", "category"] = "refuse"
 
     @model_validator(mode="after")
@@ -81,20 +83,26 @@ class CategoryColumn(StrictDocument):
                 got=f'"{MISSING}"',
                 hint='leave it out and set missing = "category"',
             )
+        if self.reference is not None and self.reference not in self.values:
+            raise refusal("one of the values", key="reference", got=f'"{self.reference}"')
         return self
 
+    def indicated(self) -> tuple[str, ...]:
+        """The values that get a feature of their own."""
+        return tuple(value for value in self.values if value != self.reference)
+
     def feature_names(self) -> tuple[str, ...]:
-        """The features this column becomes: one for each value, and perhaps one for its absence."""
-        values = (*self.values, MISSING) if self.missing == "category" else self.values
+        """The features this column becomes: one for each indicated value, and perhaps one for its absence."""
+        values = (*self.indicated(), MISSING) if self.missing == "category" else self.indicated()
         return tuple(f"{self.name}={value}" for value in values)
 
 
 class BinaryColumn(StrictDocument):
-    """One of two declared values: a feature of -1 or 1.
+    """One of two declared values: a feature of -1/2 or 1/2, as wide as a category's and centred on the absent value.
 
     Attributes:
-        negative: The value that becomes -1.
-        positive: The value that becomes 1.
+        negative: The value that becomes -1/2.
+        positive: The value that becomes 1/2.
         missing: What an absent value means: `refuse` the data, or `flag`, which makes the feature 0 and adds a feature
             that is 1 exactly where the value was absent.
     """

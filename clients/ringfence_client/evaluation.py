@@ -1,0 +1,143 @@
+"""How good a model is on a holder's records: its scores counted by label, exactly or with noise.
+
+Either is a use of the data. Exact counts say something about single records and are for holders whose policy allows
+that; noisy ones are a mechanism of their own, charged to the ledger, and all that is read off them costs nothing more.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ringfence_client.datasource import HolderData
+from ringfence_client.models import build_module, write_arrays
+from ringfence_client.noise import NoiseSource
+from ringfence_policy.errors import Unaccountable
+from ringfence_policy.mechanism import DpMechanism
+
+Float64Array = npt.NDArray[np.float64]
+
+CLASSES: Final = 2
+_ROWS_AT_ONCE: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How a model did.
+
+    Attributes:
+        accuracy: Share of records on the right side of a score of 0.5 (which itself counts as positive), or None where there are no records.
+        auc: Chance that a positive record scores above a negative one, ties counting half; None without both classes.
+        records: How many records were measured.
+    """
+
+    accuracy: float | None
+    auc: float | None
+    records: int
+
+
+def scores(
+    model: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]], data: HolderData
+) -> npt.NDArray[np.float64]:
+    """The model's probability that each record is positive: float64 of shape (rows,), within [0, 1]. Secret.
+
+    Raises:
+        DocumentInvalid: The model cannot be built.
+        TrustRefused: The arrays are not the model's.
+    """
+    module = build_module(model, data.features.shape[1])
+    write_arrays(module, arrays)
+    module.eval()
+    with torch.no_grad():
+        pieces = torch.split(torch.tensor(data.features), _ROWS_AT_ONCE)
+        logits = [module(piece) for piece in pieces if len(piece)] or [torch.zeros(0)]
+    probabilities: Float64Array = torch.sigmoid(torch.cat(logits).double()).numpy()
+    return probabilities
+
+
+def exact_metrics(model: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]], data: HolderData) -> Metrics:
+    """Measure a model exactly. Only where the holder's policy says `evaluation = "exact"`.
+
+    Raises:
+        DocumentInvalid: The model cannot be built.
+        TrustRefused: The arrays are not the model's.
+    """
+    return metrics_from_scores(scores(model, arrays, data), data.labels)
+
+
+def metrics_from_scores(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.float32]) -> Metrics:
+    """Measure scores against labels.
+
+    Args:
+        probabilities: Scores of shape (rows,).
+        labels: 0 or 1, shape (rows,).
+
+    >>> metrics_from_scores(np.array([0.1, 0.4, 0.35, 0.8]), np.float32([0, 0, 1, 1]))
+    Metrics(accuracy=0.75, auc=0.75, records=4)
+    """
+    positive = labels > 0
+    if not positive.size:
+        return Metrics(accuracy=None, auc=None, records=0)
+    accuracy = float(((probabilities >= 0.5) == positive).mean())  # noqa: PLR2004 - the decision threshold
+    # Mann & Whitney 1947: the AUC from the positives' ranks, equal scores sharing their middle rank.
+    _, inverse, counts = np.unique(probabilities, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    auc = None
+    if positives and negatives:
+        auc = float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return Metrics(accuracy=accuracy, auc=auc, records=int(positive.size))
+
+
+def score_counts(
+    model: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]], data: HolderData, *, bins: int
+) -> Float64Array:
+    """Count the records by label and score, exactly. Secret unless the holder's policy says `evaluation = "exact"`.
+
+    Args:
+        model: The plan's [model] table.
+        arrays: The model's parameters.
+        data: The records to measure on.
+        bins: Cells of equal width over scores from 0 to 1; even, so that the decision threshold lies between two.
+
+    Returns:
+        float64 of shape (2, bins): label by cell. Adding or removing a record moves one count by 1.
+
+    Raises:
+        ValueError: The number of cells is odd or not above zero.
+        DocumentInvalid: The model cannot be built.
+        TrustRefused: The arrays are not the model's.
+    """
+    if bins < 1 or bins % 2:
+        raise ValueError("a score histogram has an even number of cells")
+    cells = np.minimum((scores(model, arrays, data) * bins).astype(np.int64), bins - 1)
+    counts = np.zeros((CLASSES, bins))
+    np.add.at(counts, (data.labels.astype(np.int64), cells), 1.0)
+    return counts
+
+
+def noised_counts(counts: Float64Array, *, mechanism: DpMechanism, noise: NoiseSource) -> Float64Array:
+    """Add the noise that makes counts private.
+
+    Args:
+        counts: What `score_counts` gave. Secret.
+        mechanism: A `score-histogram`, as reserved in the ledger.
+        noise: The holder's source of noise.
+
+    Returns:
+        float64 of the counts' shape, some perhaps negative. Private as the mechanism says.
+
+    Raises:
+        Unaccountable: The mechanism is of another kind or adds no noise.
+    """
+    if mechanism.kind != "score-histogram" or not mechanism.noise_multiplier > 0:
+        raise Unaccountable(
+            "this mechanism cannot measure with",
+            expected="a score-histogram with a noise multiplier above 0",
+            got=f"{mechanism.kind}, noise multiplier {mechanism.noise_multiplier:g}",
+        )
+    noised: Float64Array = counts + noise.normal(counts.shape, stddev=mechanism.noise_stddev).numpy()
+    return noised
