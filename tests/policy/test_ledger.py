@@ -1,0 +1,600 @@
+"""No use is forgotten and no cap is passed, whatever the order, the crash or the number of processes."""
+
+import itertools
+import re
+import sqlite3
+
+import pytest
+
+from ringfence_policy import accounting
+from ringfence_policy.database import Database
+from ringfence_policy.errors import BudgetExhausted, LedgerFault, TrustRefused, Unaccountable
+from ringfence_policy.ledger import HoldState, PrivacyLedger
+from ringfence_policy.mechanism import DpMechanism, history_of
+from ringfence_policy.vocabulary import Action, Relation, Unit
+
+DELTA = 10**7  # 1e-5 in trillionths
+EPSILON = 10**6  # 1.0 in millionths
+
+
+def training(noise=20.0, **changes):
+    values = {
+        "kind": "dp-sgd",
+        "clipping_norm": 0.5,
+        "noise_multiplier": noise,
+        "sampling_rate": 1.0,
+        "steps": 1,
+        "unit": Unit.RECORD,
+        "relation": Relation.ADD_OR_REMOVE,
+    }
+    return DpMechanism(**(values | changes))
+
+
+def measuring(noise=50.0):
+    return training(noise, kind="score-histogram", clipping_norm=1.0)
+
+
+@pytest.fixture
+def database(tmp_path):
+    with Database.open(tmp_path / "ledger.db") as opened:
+        yield opened
+
+
+@pytest.fixture
+def ledger(database):
+    ticks = itertools.count(1_800_000_000_000)
+    opened = PrivacyLedger(database, clock=lambda: next(ticks))
+    opened.register_dataset("patients", fingerprint="sha256:one", epsilon_micro=EPSILON, delta_pico=DELTA)
+    register_policy(opened)
+    return opened
+
+
+def register_policy(ledger, policy_id="research", **changes):
+    terms = {"dataset_id": "patients", "version": 1, "epsilon_micro": EPSILON, "delta_pico": DELTA, "max_rounds": 100}
+    return ledger.register_policy(policy_id, **(terms | changes))
+
+
+def reserve(ledger, hold_id="run/1/1", **changes):
+    use = {
+        "run_id": "run",
+        "round_number": 1,
+        "attempt": 1,
+        "dataset_id": "patients",
+        "policy_id": "research",
+        "mechanism": training(),
+        "action": Action.TRAIN,
+    }
+    return ledger.reserve(hold_id, **(use | changes))
+
+
+def spend(ledger, hold_id="run/1/1", **changes):
+    reserve(ledger, hold_id, **changes)
+    ledger.mark_sending(hold_id, update_digest=f"sha256:{hold_id}")
+    return ledger.commit(hold_id)
+
+
+def fill(ledger, prefix="fill", **changes):
+    """Spend until the ledger refuses; return how many uses it took and the refusal."""
+    number = 0
+    while True:
+        try:
+            spend(ledger, f"{prefix}/{number}", **changes)
+        except BudgetExhausted as refusal:
+            return number, refusal
+        number += 1
+
+
+def meter(ledger, name):
+    kind, owner, quantity = name.split("/")
+    (found,) = [
+        each for each in ledger.meters() if (each.owner_kind, each.owner_id, each.quantity) == (kind, owner, quantity)
+    ]
+    return found
+
+
+def cost(*uses, delta=DELTA):
+    return accounting.epsilon_micro(history_of(uses), delta_pico=delta)
+
+
+def transitions(ledger, hold_id):
+    rows = ledger._database.rows(
+        "SELECT from_state, to_state FROM hold_transition WHERE hold_id = ? ORDER BY seq", (hold_id,)
+    )
+    return [after for _, after in rows]
+
+
+# -------------------- the way of a use
+
+
+def test_a_use_goes_from_reserved_to_sending_to_committed_and_every_step_is_kept(ledger):
+    assert reserve(ledger).state is HoldState.RESERVED
+    assert ledger.mark_sending("run/1/1", update_digest="sha256:update").state is HoldState.SENDING
+    assert ledger.commit("run/1/1").state is HoldState.COMMITTED
+    assert transitions(ledger, "run/1/1") == ["reserved", "sending", "committed"]
+    assert ledger.hold("run/1/1").update_digest == "sha256:update"
+
+
+def test_a_reservation_counts_at_once_and_a_release_gives_it_back(ledger):
+    reserve(ledger)
+    one = cost((training(), 1))
+    assert (meter(ledger, "dataset/patients/epsilon").reserved, meter(ledger, "policy/research/rounds").reserved) == (
+        one,
+        1,
+    )
+    ledger.release("run/1/1", "revoked by the data officer")
+    assert (meter(ledger, "dataset/patients/epsilon").reserved, meter(ledger, "policy/research/rounds").reserved) == (
+        0,
+        0,
+    )
+    assert ledger.hold("run/1/1").detail == "revoked by the data officer"
+
+
+def test_what_is_being_sent_counts_as_spent(ledger):
+    reserve(ledger)
+    ledger.mark_sending("run/1/1", update_digest="sha256:update")
+    found = meter(ledger, "dataset/patients/epsilon")
+    assert (found.committed, found.reserved) == (cost((training(), 1)), 0)
+
+
+def test_what_may_have_left_is_never_released(ledger):
+    reserve(ledger)
+    ledger.mark_sending("run/1/1", update_digest="sha256:update")
+    with pytest.raises(LedgerFault, match="cannot become released"):
+        ledger.release("run/1/1", "please")
+    ledger.commit("run/1/1")
+    with pytest.raises(LedgerFault, match="cannot become released"):
+        ledger.release("run/1/1", "please")
+
+
+def test_nothing_is_committed_that_was_not_marked_sending(ledger):
+    reserve(ledger)
+    with pytest.raises(LedgerFault, match="cannot become committed"):
+        ledger.commit("run/1/1")
+
+
+def test_a_released_hold_can_neither_send_nor_be_reserved_again(ledger):
+    reserve(ledger)
+    ledger.release("run/1/1", "stopped")
+    with pytest.raises(LedgerFault, match="cannot become sending"):
+        ledger.mark_sending("run/1/1", update_digest="sha256:update")
+    with pytest.raises(LedgerFault, match="reserves nothing"):
+        reserve(ledger)
+
+
+def test_repeating_a_step_changes_nothing(ledger):
+    for _ in range(2):
+        reserve(ledger)
+    for _ in range(2):
+        ledger.mark_sending("run/1/1", update_digest="sha256:update")
+    for _ in range(2):
+        ledger.commit("run/1/1")
+    ledger.mark_sending("run/1/1", update_digest="sha256:update")
+    assert reserve(ledger).state is HoldState.COMMITTED
+    assert transitions(ledger, "run/1/1") == ["reserved", "sending", "committed"]
+    assert meter(ledger, "policy/research/rounds").committed == 1
+    reserve(ledger, "run/2/1")
+    for _ in range(2):
+        ledger.release("run/2/1", "stopped")
+    assert transitions(ledger, "run/2/1") == ["reserved", "released"]
+
+
+def test_the_same_hold_cannot_send_two_different_updates(ledger):
+    reserve(ledger)
+    ledger.mark_sending("run/1/1", update_digest="sha256:first")
+    with pytest.raises(LedgerFault, match="sending"):
+        ledger.mark_sending("run/1/1", update_digest="sha256:second")
+    ledger.commit("run/1/1")
+    with pytest.raises(LedgerFault, match="sending"):
+        ledger.mark_sending("run/1/1", update_digest="sha256:second")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run_id": "other"},
+        {"round_number": 2},
+        {"attempt": 2},
+        {"mechanism": training(30.0)},
+        {"action": Action.EVALUATE},
+    ],
+)
+def test_one_hold_id_stands_for_one_use(ledger, change):
+    reserve(ledger)
+    with pytest.raises(LedgerFault, match="another use"):
+        reserve(ledger, **change)
+
+
+def test_an_unknown_hold_is_a_fault(ledger):
+    for step in (
+        ledger.commit,
+        lambda name: ledger.release(name, "x"),
+        lambda name: ledger.mark_sending(name, update_digest="x"),
+    ):
+        with pytest.raises(LedgerFault, match="no hold"):
+            step("nobody")
+
+
+# -------------------- caps
+
+
+def test_uses_compose_and_are_refused_exactly_where_the_cap_is(ledger):
+    fits = accounting.rounds_that_fit((), training(), epsilon_micro=EPSILON, delta_pico=DELTA, at_most=1000)
+    used, _ = fill(ledger)
+    assert used == fits
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), fits)) <= EPSILON
+
+
+def test_a_refusal_names_the_meter_the_limit_the_need_and_a_next_step_that_works(ledger):
+    _, refusal = fill(ledger, mechanism=training(8.0))
+    text = str(refusal)
+    assert "dataset patients" in text
+    assert "1.000000" in text
+    assert "this use needs" in text
+    least = float(re.search(r"at least ([\d.]+)", text)[1])
+    spend(ledger, "after", mechanism=training(least))
+
+
+def test_a_refused_reservation_leaves_nothing_behind(ledger):
+    before = ledger.meters()
+    with pytest.raises(BudgetExhausted):
+        reserve(ledger, mechanism=training(0.5))
+    assert ledger.meters() == before
+    assert ledger.holds() == []
+    assert transitions(ledger, "run/1/1") == []
+
+
+def test_rounds_are_a_meter_of_their_own_and_measuring_does_not_take_one(ledger):
+    register_policy(ledger, version=2, max_rounds=2)
+    spend(ledger, "run/1/1")
+    spend(ledger, "run/2/1")
+    spend(ledger, "run/2/1/measure", action=Action.EVALUATE, mechanism=measuring())
+    with pytest.raises(BudgetExhausted, match="no rounds left"):
+        reserve(ledger, "run/3/1")
+    assert meter(ledger, "policy/research/rounds").committed == 2
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), 2), (measuring(), 1))
+
+
+def test_two_policies_on_one_dataset_share_its_budget(ledger):
+    register_policy(ledger, "industry")
+    alone = accounting.rounds_that_fit((), training(), epsilon_micro=EPSILON, delta_pico=DELTA, at_most=1000)
+    for number in range(alone):
+        spend(ledger, f"run/{number}", policy_id=("research", "industry")[number % 2])
+    with pytest.raises(BudgetExhausted, match="dataset patients"):
+        reserve(ledger, "one too many", policy_id="industry")
+    assert meter(ledger, "policy/industry/epsilon").committed < EPSILON
+
+
+def test_two_runs_at_once_compose(ledger):
+    reserve(ledger, "a/1/1", run_id="a")
+    reserve(ledger, "b/1/1", run_id="b")
+    found = meter(ledger, "dataset/patients/epsilon")
+    assert found.committed + found.reserved == cost((training(), 2))
+    ledger.mark_sending("a/1/1", update_digest="sha256:a")
+    found = meter(ledger, "dataset/patients/epsilon")
+    assert (found.committed, found.reserved) == (cost((training(), 1)), cost((training(), 2)) - cost((training(), 1)))
+
+
+def test_a_second_run_starts_from_what_the_first_one_spent(ledger, database):
+    used, _ = fill(ledger)
+    with Database.open(database.path) as again:
+        later = PrivacyLedger(again)
+        later.register_dataset("patients", fingerprint="sha256:one", epsilon_micro=EPSILON, delta_pico=DELTA)
+        register_policy(later)
+        assert later.rounds_that_fit(dataset_id="patients", policy_id="research", mechanism=training(), at_most=10) == 0
+        with pytest.raises(BudgetExhausted):
+            reserve(later, "second run", run_id="second")
+        assert later.quote(dataset_id="patients", policy_id="research", mechanism=None).rounds_used == used
+
+
+def test_the_first_use_takes_all_of_delta_and_later_ones_no_more(ledger):
+    assert meter(ledger, "dataset/patients/delta").committed == 0
+    spend(ledger, "run/1/1")
+    spend(ledger, "run/2/1")
+    found = meter(ledger, "dataset/patients/delta")
+    assert (found.committed, found.reserved, found.cap) == (DELTA, 0, DELTA)
+
+
+def test_each_meter_reads_epsilon_at_its_own_delta(ledger):
+    register_policy(ledger, "strict", delta_pico=DELTA // 1000)
+    reserve(ledger, policy_id="strict")
+    assert meter(ledger, "policy/strict/epsilon").reserved == cost((training(), 1), delta=DELTA // 1000)
+    assert meter(ledger, "dataset/patients/epsilon").reserved == cost((training(), 1))
+
+
+@pytest.mark.parametrize(
+    "mechanism",
+    [training(0.0), training(unit=Unit.SUBJECT), training(relation=Relation.REPLACE_ONE)],
+)
+def test_a_mechanism_that_cannot_be_composed_with_the_history_is_refused(ledger, mechanism):
+    spend(ledger)
+    before = ledger.meters()
+    with pytest.raises(Unaccountable):
+        reserve(ledger, "run/2/1", mechanism=mechanism)
+    assert ledger.meters() == before
+
+
+# -------------------- registration
+
+
+def test_a_new_version_of_a_dataset_inherits_what_was_spent(ledger):
+    used, _ = fill(ledger)
+    assert ledger.register_dataset(
+        "patients", fingerprint="sha256:one-row-more", epsilon_micro=EPSILON, delta_pico=DELTA
+    )
+    with pytest.raises(BudgetExhausted):
+        reserve(ledger, "after the new row")
+    assert ledger.history("patients") == ((training(), used),)
+
+
+def test_registering_the_same_again_records_nothing(ledger):
+    assert not ledger.register_dataset("patients", fingerprint="sha256:one", epsilon_micro=EPSILON, delta_pico=DELTA)
+    assert not register_policy(ledger)
+
+
+@pytest.mark.parametrize(
+    "change", [{"epsilon_micro": EPSILON + 1}, {"delta_pico": DELTA + 1}, {"delta_pico": DELTA - 1}]
+)
+def test_a_datasets_budget_is_not_raised_by_editing_a_file(ledger, change):
+    terms = {"fingerprint": "sha256:one", "epsilon_micro": EPSILON, "delta_pico": DELTA}
+    with pytest.raises(TrustRefused, match="cannot be raised"):
+        ledger.register_dataset("patients", **(terms | change))
+
+
+def test_a_cap_lowered_below_what_is_spent_exhausts_the_meter_and_erases_nothing(ledger):
+    spend(ledger, "run/1/1")
+    reserve(ledger, "run/2/1")
+    spent = meter(ledger, "dataset/patients/epsilon")
+    ledger.register_dataset("patients", fingerprint="sha256:one", epsilon_micro=10, delta_pico=DELTA)
+    found = meter(ledger, "dataset/patients/epsilon")
+    assert (found.cap, found.committed, found.reserved) == (10, spent.committed, spent.reserved)
+    assert found.exceeded
+    assert found.left == 0
+    with pytest.raises(BudgetExhausted):
+        reserve(ledger, "run/3/1")
+    ledger.mark_sending("run/2/1", update_digest="sha256:late")  # what was reserved before may still settle
+    ledger.commit("run/2/1")
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), 2))
+    with pytest.raises(TrustRefused):
+        ledger.register_dataset("patients", fingerprint="sha256:one", epsilon_micro=EPSILON, delta_pico=DELTA)
+
+
+def test_a_new_version_of_a_policy_inherits_what_was_used_under_it(ledger):
+    spend(ledger)
+    assert register_policy(ledger, version=2, max_rounds=1)
+    with pytest.raises(BudgetExhausted, match="rounds"):
+        reserve(ledger, "run/2/1")
+    assert register_policy(ledger, version=3, max_rounds=2)
+    spend(ledger, "run/2/1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": 1}, {"version": 2, "max_rounds": 50}, {"version": 9, "dataset_id": "other"}]
+)
+def test_an_old_or_edited_policy_is_refused(ledger, change):
+    ledger.register_dataset("other", fingerprint="sha256:other", epsilon_micro=EPSILON, delta_pico=DELTA)
+    register_policy(ledger, version=2)
+    with pytest.raises(TrustRefused):
+        register_policy(ledger, **change)
+
+
+def test_a_use_of_an_unregistered_dataset_or_policy_is_a_fault(ledger):
+    ledger.register_dataset("other", fingerprint="sha256:other", epsilon_micro=EPSILON, delta_pico=DELTA)
+    for change in ({"policy_id": "nobody"}, {"dataset_id": "nowhere"}, {"dataset_id": "other"}):
+        with pytest.raises(LedgerFault, match="does not know"):
+            reserve(ledger, **change)
+
+
+# -------------------- questions
+
+
+def test_a_quote_says_what_reserving_will_do(ledger):
+    spend(ledger)
+    quote = ledger.quote(dataset_id="patients", policy_id="research", mechanism=training(10.0))
+    assert quote.fits
+    assert quote.dataset_epsilon_before_micro == cost((training(), 1))
+    reserve(ledger, "run/2/1", mechanism=training(10.0))
+    found = meter(ledger, "dataset/patients/epsilon")
+    assert quote.dataset_epsilon_after_micro == found.committed + found.reserved
+    assert quote.policy_epsilon_cost_micro == found.reserved
+    assert (quote.rounds_used, quote.max_rounds) == (1, 100)
+
+
+def test_a_quote_changes_nothing_and_names_what_would_be_exceeded(ledger):
+    before = ledger.meters()
+    register_policy(ledger, "tight", epsilon_micro=100, max_rounds=0)
+    quote = ledger.quote(dataset_id="patients", policy_id="tight", mechanism=training(1.0))
+    assert quote.exhausted == ("dataset/epsilon", "policy/epsilon", "policy/rounds")
+    measured = ledger.quote(dataset_id="patients", policy_id="tight", mechanism=measuring(1e5), action=Action.EVALUATE)
+    assert measured.fits
+    assert [each for each in ledger.meters() if each.owner_id != "tight"] == before
+
+
+def test_rounds_that_fit_is_the_least_of_all_meters(ledger):
+    def fits(at_most=1000, **changes):
+        return ledger.rounds_that_fit(
+            **({"dataset_id": "patients", "policy_id": "research", "mechanism": training()} | changes), at_most=at_most
+        )
+
+    by_epsilon = fits()
+    assert 3 < by_epsilon < 100
+    assert fits(at_most=3) == 3
+    assert fits(alongside=((training(), 1),)) == by_epsilon // 2
+    register_policy(ledger, version=2, max_rounds=4)
+    assert fits() == 4
+    spend(ledger)
+    assert fits() == 3
+    register_policy(ledger, version=3, epsilon_micro=cost((training(), 2)))
+    assert fits() == 1
+
+
+def test_rounds_that_fit_counts_down_with_the_run_and_always_agrees_with_reserving(ledger):
+    at_first = ledger.rounds_that_fit(dataset_id="patients", policy_id="research", mechanism=training(), at_most=1000)
+    for number in range(at_first):
+        left = ledger.rounds_that_fit(dataset_id="patients", policy_id="research", mechanism=training(), at_most=1000)
+        assert left == at_first - number
+        spend(ledger, f"run/{number}")
+    with pytest.raises(BudgetExhausted):
+        reserve(ledger, "one too many")
+
+
+def test_another_runs_use_between_rounds_is_noticed(ledger):
+    def ask():
+        return ledger.rounds_that_fit(dataset_id="patients", policy_id="research", mechanism=training(), at_most=1000)
+
+    before = ask()
+    spend(ledger, "other", run_id="other", mechanism=training(10.0))  # as much as four of ours
+    assert ask() == before - 4
+
+
+def test_a_round_of_an_unchanged_plan_builds_no_distribution_and_composes_at_most_once(ledger):
+    mechanism = training(3.0, sampling_rate=0.0625, steps=10)
+    plan = {"dataset_id": "patients", "policy_id": "research", "mechanism": mechanism}
+    assert ledger.rounds_that_fit(**plan, at_most=6) == 6
+    reserve(ledger, "warm", mechanism=mechanism)
+    for number in range(1, 6):
+        built, composed = (cache.cache_info().misses for cache in (accounting._one_step, accounting._composed))
+        assert ledger.rounds_that_fit(**plan, at_most=6 - number) == 6 - number
+        spend(ledger, f"run/{number}/1", mechanism=mechanism)
+        ledger.meters()
+        assert accounting._one_step.cache_info().misses == built
+        assert accounting._composed.cache_info().misses <= composed + 1
+
+
+# -------------------- one transaction, one file
+
+
+def test_the_evidence_record_and_the_reservation_are_written_together_or_not_at_all(ledger, database):
+    def fail():
+        raise OSError("the log could not be written")
+
+    with pytest.raises(OSError, match="the log"):
+        reserve(ledger, on_reserved=fail)
+    assert ledger.hold("run/1/1") is None
+
+    seen = []
+    reserve(ledger, on_reserved=lambda: seen.append((database.in_transaction, ledger.hold("run/1/1").state)))
+    assert seen == [(True, HoldState.RESERVED)]
+
+
+def test_a_reservation_inside_a_callers_transaction_is_durable_only_with_it(ledger, database):
+    def caller():
+        with database.transaction():
+            reserve(ledger)
+            raise ValueError("the record could not be appended")
+
+    with pytest.raises(ValueError, match="appended"):
+        caller()
+    assert ledger.hold("run/1/1") is None
+
+
+def test_recovery_releases_what_was_not_sent_and_commits_what_may_have_been(ledger):
+    reserve(ledger, "reserved")
+    reserve(ledger, "sending")
+    ledger.mark_sending("sending", update_digest="sha256:update")
+    spend(ledger, "committed")
+    reserve(ledger, "other run", run_id="other")
+    changed = ledger.recover(run_id="run")
+    assert {hold.hold_id: hold.state for hold in changed} == {
+        "reserved": HoldState.RELEASED,
+        "sending": HoldState.COMMITTED,
+    }
+    assert ledger.hold("other run").state is HoldState.RESERVED
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), 2))
+    assert [hold.hold_id for hold in ledger.recover()] == ["other run"]
+    assert ledger.recover() == []
+
+
+def test_a_locked_ledger_denies_the_use(ledger):
+    with Database.open(ledger._database.path, busy_timeout_seconds=0.05) as other:
+        second = PrivacyLedger(other)
+        with ledger._database.transaction(), pytest.raises(LedgerFault, match="locked"):
+            reserve(second)
+    assert ledger.holds() == []
+
+
+def test_a_full_disk_denies_the_use_and_keeps_what_was_spent(ledger, database):
+    spend(ledger)
+    before = ledger.meters()
+    (pages,) = database.rows("PRAGMA page_count")[0]
+    database.connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    def go_on():
+        for number in range(1000):
+            reserve(ledger, f"run/{number}/1" + "x" * 500, mechanism=training(1000.0))
+
+    with pytest.raises(LedgerFault, match="full"):
+        go_on()
+    database.connection.execute("PRAGMA max_page_count = 1000000")
+    assert meter(ledger, "dataset/patients/epsilon").committed == before[0].committed
+    ledger.check()
+
+
+# -------------------- what SQLite itself holds fast
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE hold SET state = 'reserved' WHERE state = 'committed'",
+        "UPDATE hold SET state = 'released' WHERE state = 'committed'",
+        "UPDATE hold SET dataset_id = 'other' WHERE state = 'reserved'",
+        "UPDATE hold SET mechanism = 'sha256:none' WHERE state = 'reserved'",
+        "UPDATE hold SET state = 'committed' WHERE state = 'reserved'",
+        "DELETE FROM hold",
+        "UPDATE hold_transition SET to_state = 'released'",
+        "DELETE FROM hold_transition",
+        "DELETE FROM meter",
+        "UPDATE meter SET committed = ceiling + 1 WHERE quantity = 'epsilon'",
+        "UPDATE meter SET reserved = -1",
+        "DELETE FROM dataset",
+        "UPDATE dataset SET epsilon_cap_micro = epsilon_cap_micro + 1",
+        "UPDATE dataset_version SET fingerprint = 'sha256:other'",
+        "UPDATE policy SET version = version",
+        "DELETE FROM policy_version",
+        "UPDATE mechanism SET document = '{}'",
+        "INSERT INTO hold SELECT 'new', run_id, 1, 1, dataset_id, policy_id, mechanism, action, 'committed', 'd', '', 0 "
+        "FROM hold",
+        "INSERT INTO hold SELECT 'new', run_id, 1, 1, dataset_id, 'nobody', mechanism, action, 'reserved', NULL, '', 0 "
+        "FROM hold",
+    ],
+)
+def test_the_database_itself_refuses_to_rewrite_what_happened(ledger, database, statement):
+    spend(ledger, "spent")
+    reserve(ledger, "reserved")
+    with pytest.raises(LedgerFault), database.transaction() as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        [
+            "DROP TRIGGER hold_moves_forward",
+            "DROP TRIGGER hold_moved",
+            "UPDATE hold SET state = 'released', update_digest = NULL",
+        ],
+        ["DROP TRIGGER hold_transition_no_delete", "DELETE FROM hold_transition WHERE to_state = 'committed'"],
+        [
+            "DROP TRIGGER hold_transition_no_delete",
+            "DROP TRIGGER hold_no_delete",
+            "DELETE FROM hold_transition",
+            "DELETE FROM hold",
+        ],
+    ],
+)
+def test_a_ledger_changed_from_outside_is_refused_on_opening(ledger, database, statements):
+    spend(ledger)
+    database.close()
+    with sqlite3.connect(database.path) as outside:
+        for statement in statements:
+            outside.execute(statement)
+    outside.close()
+    with Database.open(database.path) as again, pytest.raises(LedgerFault, match="changed from outside"):
+        PrivacyLedger(again)
+
+
+def test_meters_are_recomputed_and_not_believed(ledger, database):
+    spend(ledger)
+    with database.transaction() as connection:
+        connection.execute("UPDATE meter SET committed = 0, reserved = 0")
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), 1))
