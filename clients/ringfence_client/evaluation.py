@@ -29,7 +29,7 @@ class Metrics:
     """How a model did.
 
     Attributes:
-        accuracy: Share of records on the right side of a score of 0.5 (which itself counts as positive), or None where there are no records.
+        accuracy: Share of records on the right side of 0.5 (itself counted as positive), None where there are none.
         auc: Chance that a positive record scores above a negative one, ties counting half; None without both classes.
         records: How many records were measured.
     """
