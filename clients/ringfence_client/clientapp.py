@@ -1,0 +1,204 @@
+"""The data holder's Flower ClientApp: messages in, messages out, with the gate as a mod that nothing gets around.
+
+`app` answers one message for one holder, as a SuperNode delivers it. `cohort` answers many at once, for the engine that
+keeps many holders in one process. Both take the same three steps for every message: prepare, use, finish.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
+
+from ringfence_client import enforcement
+from ringfence_client.enforcement import Prepared, abandon, finish
+from ringfence_client.home import HolderHome
+from ringfence_client.node import HolderNode
+from ringfence_client.use import Result, use_together
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.errors import RingfenceError, TrustRefused
+from ringfence_policy.identity import PublicKey
+from ringfence_policy.protocol import (
+    ARRAYS_RECORD,
+    BODY_KEY,
+    BODY_RECORD,
+    FAULT_CODE,
+    METRICS_RECORD,
+    REFUSED_CODE,
+    WEIGHT_KEY,
+    Body,
+    EvidenceRequest,
+    Offer,
+    Proposal,
+    Refusal,
+    ReleaseRequest,
+    UseRequest,
+)
+from ringfence_policy.vocabulary import Action
+
+B = TypeVar("B", bound=Body)
+
+_prepared: ContextVar[Prepared] = ContextVar("ringfence_prepared_use")
+
+
+def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """Answer one phase's messages for many holders in this process; one holder is a cohort of one.
+
+    Each message is decided, charged and answered for its own holder. Only the training of those who are permitted is
+    done together.
+    """
+    steps = [
+        app(message, context) if _is_query(message) else _prepare(message, context)
+        for message, context in zip(messages, contexts, strict=True)
+    ]
+    results = iter(use_together([step for step in steps if isinstance(step, Prepared)]))
+    return [
+        _finish(message, step, next(results)) if isinstance(step, Prepared) else step
+        for message, step in zip(messages, steps, strict=True)
+    ]
+
+
+def enforcement_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Flower mod: no message reaches a training or evaluation function that this holder's gate has not permitted."""
+    if _is_query(message):
+        return call_next(message, context)
+    step = _prepare(message, context)
+    if isinstance(step, Message):
+        return step
+    token = _prepared.set(step)
+    try:
+        return call_next(message, context)
+    finally:
+        _prepared.reset(token)
+
+
+app = ClientApp(mods=[enforcement_mod])
+
+
+@app.train()
+def train(message: Message, _: Context) -> Message:
+    """Train on the holder's data as prepared by the mod."""
+    prepared = _prepared.get()
+    return _finish(message, prepared, use_together([prepared])[0])
+
+
+@app.evaluate()
+def evaluate(message: Message, _: Context) -> Message:
+    """Measure the model on the holder's data as prepared by the mod."""
+    prepared = _prepared.get()
+    return _finish(message, prepared, use_together([prepared])[0])
+
+
+@app.query("propose")
+def propose(message: Message, context: Context) -> Message:
+    """Be shown a training plan."""
+    return _converse(message, context, Proposal, lambda node, body: node.propose(body))
+
+
+@app.query("offer")
+def offer(message: Message, context: Context) -> Message:
+    """Show fresh papers before a round."""
+    return _converse(message, context, Offer, lambda node, body: node.answer(body))
+
+
+@app.query("release")
+def release(message: Message, context: Context) -> Message:
+    """Decide on the release of the model."""
+    return _converse(message, context, ReleaseRequest, lambda node, body: node.judge_release(body))
+
+
+@app.query("evidence")
+def evidence(message: Message, context: Context) -> Message:
+    """Hand over the evidence."""
+    return _converse(message, context, EvidenceRequest, lambda node, body: node.hand_over(body))
+
+
+def _is_query(message: Message) -> bool:
+    return message.metadata.message_type.split(".")[0] == "query"
+
+
+def _prepare(message: Message, context: Context) -> Prepared | Message:
+    try:
+        node = _node(context)
+        request = _body(message, UseRequest)
+        if message.metadata.message_type != request.action.value:
+            raise TrustRefused("a message says one action and its body another")
+        step = enforcement.prepare(node, request, _arrays(message))
+    except RingfenceError as error:
+        return _refuse(message, _denial(error))
+    return _refuse(message, step) if isinstance(step, Decision) else step
+
+
+def _finish(message: Message, prepared: Prepared, result: Result | RingfenceError | None) -> Message:
+    if isinstance(result, RingfenceError):
+        abandon(prepared, reason=result.code)
+        return Message(Error(code=FAULT_CODE, reason=result.summary), reply_to=message)
+    try:
+        answer = finish(prepared, result)
+    except RingfenceError as error:
+        return _refuse(message, _denial(error))
+    if isinstance(answer, Decision):
+        return _refuse(message, answer)
+    content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: answer.body.to_bytes()})})
+    weight = prepared.node.home.profile.dataset.weight
+    content[METRICS_RECORD] = MetricRecord({WEIGHT_KEY: weight})
+    if prepared.request.action is Action.TRAIN:
+        content[ARRAYS_RECORD] = ArrayRecord({name: Array(array) for name, array in answer.arrays.items()})
+    return Message(content, reply_to=message)
+
+
+def _converse(
+    message: Message, context: Context, expected: type[B], answer: Callable[[HolderNode, B], Body | Decision]
+) -> Message:
+    try:
+        said = answer(_node(context), _body(message, expected))
+    except RingfenceError as error:
+        said = _denial(error)
+    if isinstance(said, Decision):
+        return _refuse(message, said)
+    return Message(RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: said.to_bytes()})}), reply_to=message)
+
+
+def _denial(error: RingfenceError) -> Decision:
+    return Decision.deny(error.code, error.summary, point=Point.BEFORE_TRAINING)
+
+
+def _refuse(message: Message, decision: Decision) -> Message:
+    # A mod may answer with an Error of a code from 100 on; it reaches the strategy as it is.
+    reason = Refusal(decision=decision.for_outsiders().to_document()).to_bytes().decode()
+    return Message(Error(code=REFUSED_CODE, reason=reason), reply_to=message)
+
+
+def _body(message: Message, expected: type[B]) -> B:
+    record = message.content.config_records.get(BODY_RECORD)
+    return expected.from_bytes(None if record is None else record.get(BODY_KEY))
+
+
+def _arrays(message: Message) -> dict[str, npt.NDArray[np.float32]]:
+    record = message.content.array_records.get(ARRAYS_RECORD)
+    if record is None:
+        raise TrustRefused("a request has no model", expected=f"an ArrayRecord named '{ARRAYS_RECORD}'")
+    try:
+        arrays = {name: array.numpy() for name, array in record.items()}
+    except (ValueError, TypeError, EOFError) as error:
+        raise TrustRefused("a request's model is unreadable", got=type(error).__name__) from None
+    if any(array.dtype != np.float32 for array in arrays.values()):
+        raise TrustRefused("a request's model has another number type", expected="float32")
+    return arrays
+
+
+def _node(context: Context) -> HolderNode:
+    directory, root = context.node_config["holder-dir"], context.node_config["coordinator-root"]
+    return _open_node(str(directory), str(root))
+
+
+@cache
+def _open_node(directory: str, coordinator_root: str) -> HolderNode:
+    return HolderNode(HolderHome(Path(directory)), coordinator_root=PublicKey.from_jwk(json.loads(coordinator_root)))

@@ -1,0 +1,315 @@
+"""The gate around a holder's data: prepare (decide, reserve), then training or evaluation, then finish (decide, send).
+
+Whether one holder is asked or a thousand at once, each passes through these steps for itself. The order is the promise:
+the decision and the reservation are on disk before data is used, and an update counts as spent before it leaves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from ringfence_client.node import HolderNode
+from ringfence_client.outbox import StoredReply, load_reply, store_reply
+from ringfence_client.papers import Papers
+from ringfence_client.run_terms import RunTerms
+from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate
+from ringfence_policy import canonical
+from ringfence_policy.accounting import epsilon_micro
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.errors import BudgetExhausted, Refused
+from ringfence_policy.facts import Cost
+from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.protocol import UseReply, UseRequest
+from ringfence_policy.vocabulary import Action, Evaluation
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+Histogram = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A use that was permitted and, where it costs anything, reserved.
+
+    Attributes:
+        arrays: The global model the use starts from.
+        mechanism: What the use applies; None for an exact evaluation.
+        hold_id: Its reservation; "" where nothing is reserved.
+        cost: What it costs under the policy.
+        stored: The reply that already left for this very use, to be sent again instead of using data anew.
+    """
+
+    node: HolderNode
+    request: UseRequest
+    terms: RunTerms
+    papers: Papers
+    arrays: Arrays
+    mechanism: DpMechanism | None
+    hold_id: str
+    cost: Cost
+    cohort_size: int
+    stored: StoredReply | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of an evaluation: counts by label and score in thousandths, and the noise really applied, if any."""
+
+    histogram: Histogram
+    applied: AppliedPrivacy | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the coordinator: the update's arrays (empty for an evaluation) and the body beside them."""
+
+    arrays: Arrays
+    body: UseReply
+
+
+def model_digest(arrays: Arrays) -> str:
+    """Name a model or an update by its bytes in the safetensors format, which is also the released file's."""
+    return canonical.digest_bytes(save(dict(arrays)))
+
+
+def prepare(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared | Decision:
+    """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point)."""
+    try:
+        use = _judge_request(node, request, arrays)
+    except Refused as error:
+        use = Decision.deny(error.code, error.summary, point=Point.BEFORE_TRAINING)
+    if isinstance(use, Decision):
+        node.record_refusal(use, run_id=request.run_id, round_number=request.round_number, action=request.action)
+        return use
+    return use if use.stored is not None else _reserve(use)
+
+
+def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared | Decision:
+    point = Point.BEFORE_TRAINING
+    terms = node.terms(request.run_id, plan_digest=request.plan_digest, point=point)
+    papers = node.papers(point=point)
+    if isinstance(terms, Decision):
+        return terms
+    if isinstance(papers, Decision):
+        return papers
+    node.acknowledge(request.run_id, request.log)
+    refusal = _cannot_start(terms, request, arrays)
+    if refusal is not None:
+        return refusal
+    training = request.action is Action.TRAIN
+    mechanism = terms.settlement.training if training else terms.settlement.evaluation
+    stored = load_reply(node.home, node.ledger, request)
+    hold_id = _hold_id(request) if mechanism is not None else ""
+    return Prepared(
+        node=node,
+        request=request,
+        terms=terms,
+        papers=papers,
+        arrays=arrays,
+        mechanism=mechanism,
+        hold_id=hold_id if stored is None else stored.hold_id,
+        cost=node.cost(papers.policy, mechanism) if stored is None else stored.cost,
+        cohort_size=node.count_cohort(terms, request.cohort, training_round=request.round_number if training else None),
+        stored=stored,
+    )
+
+
+def finish(prepared: Prepared, result: TrainedUpdate | Measured | None) -> Answer | Decision:
+    """Decide again, mark the use as sent, and hand over the answer (the third enforcement point).
+
+    Args:
+        prepared: What `prepare` gave.
+        result: What training or evaluation gave; None where a stored reply is sent again.
+    """
+    node, point = prepared.node, Point.BEFORE_UPLOAD
+    papers = node.papers(point=point)
+    if isinstance(papers, Decision):
+        abandon(prepared, reason=", ".join(papers.clauses))
+        return papers
+    fault = None if result is None else _not_as_charged(prepared, result)
+    if fault is not None:
+        decision = Decision.deny(
+            "mechanism", "Clip and noise must be applied as they were charged.", limit=fault, point=point
+        )
+        facts = None
+    else:
+        decision, facts = node.decide(
+            prepared.terms,
+            papers,
+            action=prepared.request.action,
+            point=point,
+            cohort_size=prepared.cohort_size,
+            mechanism=prepared.mechanism,
+            cost=prepared.cost,
+        )
+    reply = prepared.stored if result is None else _reply_of(prepared, result)
+    if decision.permitted and result is not None and reply is not None:
+        store_reply(node.home, prepared.request, reply)
+    with node.database.transaction():
+        node.record_decision(
+            decision,
+            terms=prepared.terms,
+            papers=papers,
+            facts=facts,
+            action=prepared.request.action,
+            round_number=prepared.request.round_number,
+            hold_id=prepared.hold_id,
+        )
+        if not decision.permitted or reply is None:
+            abandon(prepared, reason=", ".join(decision.clauses))
+            return decision
+        if result is not None:
+            _mark_sent(prepared, reply)
+    return _answer(prepared, reply)
+
+
+def abandon(prepared: Prepared, *, reason: str) -> None:
+    """Give a reservation back, because nothing of it left this machine."""
+    node = prepared.node
+    if not prepared.hold_id or prepared.stored is not None:
+        return
+    with node.database.transaction():
+        node.ledger.release(prepared.hold_id, reason)
+        node.append(
+            "hold-released",
+            run_id=prepared.request.run_id,
+            round_number=prepared.request.round_number,
+            hold_id=prepared.hold_id,
+            reason=reason,
+        )
+
+
+def _cannot_start(terms: RunTerms, request: UseRequest, arrays: Arrays) -> Decision | None:
+    point = Point.BEFORE_TRAINING
+    if model_digest(arrays) != request.base_model_digest:
+        return Decision.deny("plan", "The model must be the one that the request names.", point=point)
+    if request.action is Action.TRAIN and not 1 <= request.round_number <= terms.plan.terms.training.rounds:
+        limit = f"rounds 1 to {terms.plan.terms.training.rounds}"
+        return Decision.deny("plan", "The round must be one of the plan's.", limit=limit, point=point)
+    if request.action is Action.EVALUATE and terms.settlement.evaluation_mode is Evaluation.NONE:
+        meaning = "Plan and policy together allow no evaluation here."
+        return Decision.deny("evaluation", meaning, limit="none", point=point)
+    return None
+
+
+def _reserve(wanted: Prepared) -> Prepared | Decision:
+    node, request = wanted.node, wanted.request
+    policy = wanted.papers.policy
+    # Invariant: decision and reservation are on disk together, before data is used.
+    with node.database.transaction():
+        decision, facts = node.decide(
+            wanted.terms,
+            wanted.papers,
+            action=request.action,
+            point=Point.BEFORE_TRAINING,
+            cohort_size=wanted.cohort_size,
+            mechanism=wanted.mechanism,
+            cost=wanted.cost,
+        )
+        if decision.permitted and wanted.mechanism is not None:
+            try:
+                node.ledger.reserve(
+                    wanted.hold_id,
+                    run_id=request.run_id,
+                    round_number=request.round_number,
+                    attempt=request.attempt,
+                    dataset_id=policy.dataset_id,
+                    policy_id=policy.policy_id,
+                    mechanism=wanted.mechanism,
+                    action=request.action,
+                )
+            except BudgetExhausted as error:
+                decision = Decision.deny(
+                    "dataset-budget",
+                    point=Point.BEFORE_TRAINING,
+                    limit=error.expected or "",
+                    actual=error.got,
+                    policy=policy.reference,
+                    policy_digest=policy.digest,
+                    inputs_digest=facts.digest(),
+                )
+        node.record_decision(
+            decision,
+            terms=wanted.terms,
+            papers=wanted.papers,
+            facts=facts,
+            action=request.action,
+            round_number=request.round_number,
+            hold_id=wanted.hold_id if decision.permitted else "",
+        )
+    return wanted if decision.permitted else decision
+
+
+def _not_as_charged(prepared: Prepared, result: TrainedUpdate | Measured) -> str | None:
+    """What was applied, read back from what applied it, against what the ledger charged; None where they agree."""
+    applied = result.applied
+    if prepared.mechanism is None or applied is None:
+        return None if prepared.mechanism is None and applied is None else "noise exactly where it was charged"
+    if not applied.keeps(prepared.mechanism):
+        return "clip, noise, sampling rate and steps exactly as charged"
+    expected = "seeded" if prepared.terms.plan.rehearsal else "csprng"
+    return None if applied.noise_kind == expected else f"noise from the {expected} source"
+
+
+def _reply_of(prepared: Prepared, result: TrainedUpdate | Measured) -> StoredReply:
+    if isinstance(result, Measured):
+        histogram: Histogram | None = result.histogram
+        arrays: Arrays = {}
+        digest = canonical.digest([list(row) for row in result.histogram])
+    else:
+        histogram, arrays, digest = None, result.arrays, model_digest(result.arrays)
+    return StoredReply(
+        hold_id=prepared.hold_id,
+        digest=digest,
+        base_model_digest=prepared.request.base_model_digest,
+        noise_source="none" if result.applied is None else result.applied.noise_kind,
+        histogram=histogram,
+        cost=prepared.cost,
+        arrays=arrays,
+    )
+
+
+def _mark_sent(prepared: Prepared, reply: StoredReply) -> None:
+    node, request, mechanism = prepared.node, prepared.request, prepared.mechanism
+    dataset = node.home.profile.dataset
+    if mechanism is not None:
+        # Invariant: what leaves is spent before it leaves. From here on nothing gives the budget back.
+        node.ledger.mark_sending(prepared.hold_id, update_digest=reply.digest)
+    history = node.ledger.history(dataset.dataset_id, reserved=False)
+    members = {
+        "hold_id": prepared.hold_id,
+        "mechanism": None if mechanism is None else mechanism.to_document(),
+        "base_model_digest": reply.base_model_digest,
+        "noise_source": reply.noise_source,
+        "epsilon_micro": epsilon_micro(history, delta_pico=dataset.delta_pico),
+        "delta_pico": dataset.delta_pico,
+        "history": [[used.to_document(), count] for used, count in history],
+    }
+    if request.action is Action.TRAIN:
+        members |= {"update_digest": reply.digest, "weight": dataset.weight}
+    else:
+        members |= {"result_digest": reply.digest}
+    kind = "sent" if request.action is Action.TRAIN else "evaluated"
+    node.append(kind, run_id=request.run_id, round_number=request.round_number, **members)
+
+
+def _answer(prepared: Prepared, reply: StoredReply) -> Answer:
+    node, request = prepared.node, prepared.request
+    dataset = node.home.profile.dataset
+    history = node.ledger.history(dataset.dataset_id, reserved=False)
+    body = UseReply(
+        hold_id=reply.hold_id,
+        digest=reply.digest,
+        mechanism=None if prepared.mechanism is None else prepared.mechanism.to_document(),
+        noise_source=reply.noise_source,
+        epsilon_micro=epsilon_micro(history, delta_pico=dataset.delta_pico),
+        histogram=reply.histogram,
+        log=node.log_view(since=request.known_size),
+    )
+    return Answer(arrays=reply.arrays, body=body)
+
+
+def _hold_id(request: UseRequest) -> str:
+    return f"{request.run_id}/{request.round_number}/{request.action.value}/{request.attempt}"

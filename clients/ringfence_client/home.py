@@ -1,0 +1,66 @@
+"""Where everything of one data holder lies on its own machine.
+
+<holder>/holder.toml policy.toml data.csv|data.parquet     what people write
+<holder>/state/keys/        root, policy, status and node keys, mode 0600 (in real use the root key stays offline)
+<holder>/state/papers/      signed key list, policies and status
+<holder>/state/ledger.db    privacy ledger and evidence log, one SQLite file
+<holder>/state/runs/        what each run was shown: plan, mechanism
+<holder>/state/outbox/      updates already released from this machine, kept until a run closes, to be sent again
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ringfence_policy.holder import HolderProfile
+from ringfence_policy.policy import UsagePolicy, read_policy
+from ringfence_policy.strict_toml import read_toml
+
+
+@dataclass(frozen=True)
+class HolderHome:
+    """One data holder's directory."""
+
+    directory: Path
+
+    @cached_property
+    def profile(self) -> HolderProfile:
+        """The holder as holder.toml describes it."""
+        return read_toml(self.directory / "holder.toml", HolderProfile)
+
+    def read_policy(self) -> UsagePolicy:
+        """The usage policy as policy.toml says it now, signed or not."""
+        return read_policy(self.directory / "policy.toml")
+
+    @property
+    def state(self) -> Path:
+        """What Ringfence keeps for the holder."""
+        return self.directory / "state"
+
+    @property
+    def keys(self) -> Path:
+        """Private keys."""
+        return self.state / "keys"
+
+    @property
+    def papers(self) -> Path:
+        """Signed documents, public."""
+        return self.state / "papers"
+
+    @property
+    def database(self) -> Path:
+        """The ledger and the evidence log."""
+        return self.state / "ledger.db"
+
+    @property
+    def is_set_up(self) -> bool:
+        """Whether keys were made and a policy was signed here."""
+        return (self.papers / "keys.jws").exists()
+
+    def run_file(self, run_id: str) -> Path:
+        """What this holder was shown for a run."""
+        return self.state / "runs" / f"{run_id}.json"
+
+    def outbox(self, run_id: str) -> Path:
+        """Where a run's released updates wait in case they must be sent again."""
+        return self.state / "outbox" / run_id

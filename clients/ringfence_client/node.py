@@ -1,0 +1,489 @@
+"""One data holder's node as it speaks with the coordinator: it is shown plans, shows papers and hands over evidence.
+
+The data itself is used elsewhere (`enforcement`). Everything said here is signed or public, and nothing said here is a
+count of records.
+"""
+
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from ringfence_client.datasource import HolderData, load_dataset
+from ringfence_client.home import HolderHome
+from ringfence_client.officer import revoke, root_of
+from ringfence_client.papers import Papers, read_papers
+from ringfence_client.run_terms import RunTerms, load_run_terms
+from ringfence_client.settlement import settle
+from ringfence_client.trust_memory import TrustMemory
+from ringfence_policy.database import Database
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.documents import Participation, Role, participation_document
+from ringfence_policy.errors import TrustRefused
+from ringfence_policy.evidence_log import EvidenceLog, PrivateDetails
+from ringfence_policy.facts import Cost, use_request
+from ringfence_policy.gate import PolicyGate
+from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, sign
+from ringfence_policy.ledger import HoldState, PrivacyLedger, now_ms
+from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.protocol import (
+    EvidenceReply,
+    EvidenceRequest,
+    Introduction,
+    LogView,
+    Offer,
+    PeerPapers,
+    Proposal,
+    ReleaseReply,
+    ReleaseRequest,
+    Standing,
+)
+from ringfence_policy.request import RoundRequest
+from ringfence_policy.trust_store import TrustStore
+from ringfence_policy.vocabulary import Action
+
+PAPERS_LIFETIME_MS = 15 * 60 * 1000
+
+
+class HolderNode:
+    """One holder, opened: ledger, log, keys and what it remembers. One per process and holder.
+
+    Args:
+        home: The holder's directory.
+        coordinator_root: The coordinator's root key as this holder learnt it; pinned at the first meeting.
+        clock: Milliseconds since the Unix epoch.
+
+    Raises:
+        LedgerFault: The ledger is missing or cannot be used. Without a ledger no data is used.
+    """
+
+    def __init__(self, home: HolderHome, *, coordinator_root: PublicKey, clock: Callable[[], int] = now_ms) -> None:
+        self.home = home
+        self.holder_id = home.profile.holder_id
+        self.clock = clock
+        self.database = Database.open(home.database, must_exist=True)
+        self.ledger = PrivacyLedger(self.database, clock=clock)
+        self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
+        self._key = SigningKey.load(home.keys / "node.jwk")
+        self._trust = TrustMemory(home.state / "trust.json")
+        self._coordinator_root = coordinator_root
+        self._gates: dict[str, PolicyGate] = {}
+        self._data: dict[str, HolderData] = {}
+        self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.database.close()
+
+    # --- what the coordinator asks -----------------------------------------------------------------------------------
+
+    def propose(self, proposal: Proposal) -> Introduction | Decision:
+        """Be shown a plan: check it, settle its noise, keep it. From now on no other plan is this run's."""
+        point = Point.BEFORE_TRAINING
+        papers = self.papers(point=point)
+        if isinstance(papers, Decision):
+            return papers
+        coordinator = self.coordinator
+        coordinator.accept_keys(proposal.coordinator_keys)
+        document = coordinator.accept(proposal.plan, type=DocumentType.PLAN, role=Role.PLAN, now_ms=self.clock())
+        plan = TrainingPlan.from_document(document)
+        self.see(proposal.log, run_id=proposal.run_id)
+        shown = load_run_terms(self.home, proposal.run_id, coordinator=coordinator, now_ms=self.clock())
+        problem = self._wrong_with(plan, shown, proposal)
+        if problem is not None:
+            return Decision.deny("plan", limit=problem, point=point, policy=papers.policy.reference)
+        self._register(plan, papers.policy, proposal.run_id)
+        if shown is None:
+            settlement = settle(plan=plan, policy=papers.policy, dataset=self.home.profile.dataset, ledger=self.ledger)
+            shown = RunTerms(
+                run_id=proposal.run_id,
+                plan_token=proposal.plan,
+                plan=plan,
+                settlement=settlement,
+                rehearsal_seed=proposal.rehearsal_seed,
+            )
+            shown.save(self.home)
+            self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
+        self._trust.save()
+        return self._introduction(shown, papers, known_size=0)
+
+    def answer(self, offer: Offer) -> Introduction | Decision:
+        """Show fresh papers before a round."""
+        self._simulated_officer(offer.round_number)
+        terms = self.terms(offer.run_id, plan_digest=offer.plan_digest, point=Point.BEFORE_TRAINING)
+        papers = self.papers(point=Point.BEFORE_TRAINING)
+        if isinstance(terms, Decision):
+            return terms
+        if isinstance(papers, Decision):
+            return papers
+        self.acknowledge(offer.run_id, offer.log)
+        return self._introduction(terms, papers, known_size=offer.known_size)
+
+    def judge_release(self, request: ReleaseRequest) -> ReleaseReply | Decision:
+        """Decide whether the model may be released as the plan says (the fourth enforcement point)."""
+        terms = self.terms(request.run_id, plan_digest=request.plan_digest, point=Point.RELEASE)
+        papers = self.papers(point=Point.RELEASE)
+        if isinstance(terms, Decision):
+            return terms
+        if isinstance(papers, Decision):
+            return papers
+        self.acknowledge(request.run_id, request.log)
+        decision, facts = self.decide(
+            terms, papers, action=Action.RELEASE, point=Point.RELEASE, cohort_size=1, mechanism=None
+        )
+        self.record_decision(
+            decision, terms=terms, papers=papers, facts=facts, action=Action.RELEASE, round_number=0, hold_id=""
+        )
+        return ReleaseReply(
+            decision=decision.for_outsiders().to_document(), log=self.log_view(since=request.known_size)
+        )
+
+    def hand_over(self, request: EvidenceRequest) -> EvidenceReply | Decision:
+        """Give the coordinator the public evidence of this and every earlier run, and forget the outbox."""
+        terms = self.terms(request.run_id, plan_digest=request.plan_digest, point=Point.RELEASE)
+        papers = self.papers(point=Point.RELEASE)
+        if isinstance(terms, Decision):
+            return terms
+        if isinstance(papers, Decision):
+            return papers
+        self.acknowledge(request.run_id, request.log)
+        for path in sorted(self.home.outbox(request.run_id).glob("*")):
+            path.unlink()
+        with self.database.transaction():
+            records = tuple(line.decode() for line in self.log.lines())
+            checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
+        spent = self.ledger.quote(
+            dataset_id=papers.policy.dataset_id, policy_id=papers.policy.policy_id, mechanism=None
+        )
+        return EvidenceReply(
+            keys=papers.keys_token,
+            policies=tuple(path.read_text() for path in sorted((self.home.papers / "policies").glob("*.jws"))),
+            status=papers.status_token,
+            participation=self._participation(terms, papers.policy),
+            records=records,
+            checkpoint=checkpoint,
+            dataset_epsilon_micro=spent.dataset_epsilon_before_micro,
+            dataset_delta_pico=spent.dataset_delta_pico,
+        )
+
+    # --- what enforcement needs --------------------------------------------------------------------------------------
+
+    @property
+    def coordinator(self) -> TrustStore:
+        """What is known about the coordinator, pinned to its root key."""
+        return self._trust.store("coordinator", self._coordinator_root)
+
+    def papers(self, *, point: Point) -> Papers | Decision:
+        """This holder's papers as they are on disk now, or the denial that their state amounts to."""
+        trust = self._trust.store("self", root_of(self.home))
+        papers = read_papers(self.home, trust, now_ms=self.clock(), point=point)
+        self._trust.save()
+        if isinstance(papers, Papers) and papers.revocation and papers.policy.policy_id not in self._revoked:
+            self.append("revoked", policy_id=papers.policy.policy_id)
+            self._revoked.add(papers.policy.policy_id)
+        return papers
+
+    def terms(self, run_id: str, *, plan_digest: str, point: Point) -> RunTerms | Decision:
+        """What was shown for a run, if it is the plan that is asked about now; otherwise a denial (clause plan)."""
+        coordinator = self.coordinator
+        terms = load_run_terms(self.home, run_id, coordinator=coordinator, now_ms=self.clock())
+        if terms is None or terms.plan.digest != plan_digest:
+            actual = "no plan was shown for this run" if terms is None else f"plan {plan_digest}"
+            limit = "a plan shown before the first round" if terms is None else f"plan {terms.plan.digest}"
+            return Decision.deny("plan", limit=limit, actual=actual, point=point)
+        return terms
+
+    def data(self, plan: TrainingPlan) -> HolderData:
+        """All of the holder's records, read once per schema. Secret."""
+        digest = plan.dataset_schema.digest
+        if digest not in self._data:
+            self._data[digest] = load_dataset(self.home.directory, plan.dataset_schema)
+        return self._data[digest]
+
+    def split(self, plan: TrainingPlan) -> tuple[HolderData, HolderData]:
+        """The records for training and for evaluation. Always the same split, so no record ever changes sides."""
+        fraction: Decimal = plan.terms.evaluation.test_fraction
+        return self.data(plan).split(fraction, salt=self.home.profile.dataset.dataset_id)
+
+    def decide(
+        self,
+        terms: RunTerms,
+        papers: Papers,
+        *,
+        action: Action,
+        point: Point,
+        cohort_size: int,
+        mechanism: DpMechanism | None,
+        cost: Cost | None = None,
+    ) -> tuple[Decision, RoundRequest]:
+        """Decide one use with every fact this machine can establish itself.
+
+        Args:
+            terms: What this holder was shown for the run.
+            papers: Its papers, just read.
+            action: What would be done.
+            point: Where the question is asked.
+            cohort_size: Holders this node has counted, itself included.
+            mechanism: What the use would add to the history; None where it adds nothing.
+            cost: Its cost where it is already reserved, so that it is not counted twice.
+        """
+        policy = papers.policy
+        facts = use_request(
+            terms.plan,
+            policy,
+            action=action,
+            now_ms=self.clock(),
+            cohort_size=cohort_size,
+            cost=cost if cost is not None else self.cost(policy, mechanism),
+            evaluation=terms.settlement.evaluation_mode,
+            records=self.data(terms.plan).records,
+            revoked=papers.revocation is not None,
+            status_fresh=papers.status is not None,
+        )
+        gate = self._gates.get(policy.digest)
+        if gate is None:
+            gate = self._gates[policy.digest] = PolicyGate(policy)
+        return gate.decide(facts, point=point), facts
+
+    def cost(self, policy: UsagePolicy, mechanism: DpMechanism | None) -> Cost:
+        """What one more use would cost under the policy, from the ledger."""
+        quote = self.ledger.quote(dataset_id=policy.dataset_id, policy_id=policy.policy_id, mechanism=mechanism)
+        return Cost(
+            rounds_used=quote.rounds_used,
+            epsilon_after_micro=quote.policy_epsilon_after_micro,
+            epsilon_cost_micro=quote.policy_epsilon_cost_micro,
+        )
+
+    def count_cohort(self, terms: RunTerms, cohort: Mapping[str, PeerPapers], *, training_round: int | None) -> int:
+        """Count the cohort from its members' own signatures, this holder included.
+
+        A peer counts when its keys lead to the root key in the approved plan, its status is fresh and revokes nothing,
+        and it signed that it takes part in this run under this plan; for training, also that its budget reaches
+        `training_round` (None for an evaluation). The coordinator's word counts for nothing.
+        """
+        present = {self.holder_id}
+        for holder_id, papers in cohort.items():
+            planned = terms.plan.holders.get(holder_id)
+            if planned is None or holder_id == self.holder_id:
+                continue
+            peer = self._trust.store(f"peer/{holder_id}", PublicKey.from_jwk(planned.root))
+            if _takes_part(peer, papers, terms, holder_id, training_round=training_round, now_ms=self.clock()):
+                present.add(holder_id)
+        self._trust.save()
+        return len(present)
+
+    def see(self, view: LogView, *, run_id: str) -> None:
+        """Accept the coordinator's checkpoint if its log only grew, and keep it in our own log.
+
+        Raises:
+            TrustRefused: The log was rewritten, or shown differently before.
+        """
+        coordinator = self.coordinator
+        before = coordinator.memory()["logs"]
+        proof = [bytes.fromhex(node) for node in view.proof]
+        coordinator.accept_checkpoint(view.checkpoint, role=Role.PLAN, now_ms=self.clock(), proof=proof)
+        if coordinator.memory()["logs"] != before:
+            self.append("peer-checkpoint", run_id=run_id, checkpoint=view.checkpoint)
+        self._trust.save()
+
+    def acknowledge(self, run_id: str, view: LogView) -> None:
+        """The coordinator goes on with the run, so what was sent has arrived or is lost: either way it is spent."""
+        self.see(view, run_id=run_id)
+        for hold in self.ledger.holds(run_id):
+            if hold.state is HoldState.SENDING:
+                self.ledger.commit(hold.hold_id)
+
+    def log_view(self, *, since: int) -> LogView:
+        """Our own checkpoint, with the proof that it extends what the coordinator saw."""
+        with self.database.transaction():
+            checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
+            proof = self.log.consistency_proof(min(since, self.log.size))
+        return LogView(checkpoint=checkpoint, since=since, proof=tuple(node.hex() for node in proof))
+
+    def append(self, kind: str, *, run_id: str = "", round_number: int = 0, **members: Any) -> int:
+        """Add one record to the evidence log, in the caller's transaction where there is one."""
+        return self.log.append(
+            {"v": 1, "kind": kind, "at_ms": self.clock(), "run": run_id, "round": round_number, **members}
+        )
+
+    def record_decision(
+        self,
+        decision: Decision,
+        *,
+        terms: RunTerms,
+        papers: Papers,
+        facts: RoundRequest | None,
+        action: Action,
+        round_number: int,
+        hold_id: str,
+    ) -> None:
+        """Log a decision: for outsiders in the open, with the holder's own figures sealed beside it."""
+        private = PrivateDetails.seal(
+            {"decision": decision.to_document(), "records": None if facts is None else facts.records}
+        )
+        record = {
+            "v": 1,
+            "kind": "decision",
+            "at_ms": self.clock(),
+            "run": terms.run_id,
+            "round": round_number,
+            "decision": decision.for_outsiders().to_document(),
+            "action": action.value,
+            "hold_id": hold_id,
+            "inputs": None if facts is None else facts.public_facts(),
+            "status_seq": None if papers.status is None else papers.status.seq,
+            "policy_key_id": papers.policy_key_id,
+            "private_digest": private.digest,
+        }
+        self.log.append(record, private=private)
+
+    def record_refusal(self, decision: Decision, *, run_id: str, round_number: int, action: Action) -> None:
+        """Log a denial that came before any facts were gathered: a wrong plan, a signature, a rewritten log."""
+        self.append(
+            "decision",
+            run_id=run_id,
+            round_number=round_number,
+            decision=decision.for_outsiders().to_document(),
+            action=action.value,
+            hold_id="",
+            inputs=None,
+            status_seq=None,
+            policy_key_id=None,
+            private_digest=None,
+        )
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _wrong_with(self, plan: TrainingPlan, shown: RunTerms | None, proposal: Proposal) -> str | None:
+        planned = plan.holders.get(self.holder_id)
+        roots = {PublicKey.from_jwk(peer.root).thumbprint == peer.root_thumbprint for peer in plan.holders.values()}
+        own = root_of(self.home).thumbprint
+        expectations = {
+            "a plan that names this holder": planned is not None,
+            "a plan that names this holder's own root key": planned is not None and planned.root_thumbprint == own,
+            "a plan with this holder's declared weight": (
+                planned is not None and planned.weight == self.home.profile.dataset.weight
+            ),
+            "a plan whose root keys have the thumbprints it says": roots == {True},
+            "a seed exactly when the plan is a rehearsal": plan.rehearsal == (proposal.rehearsal_seed is not None),
+            "the plan that this run was shown with": shown is None or shown.plan.digest == plan.digest,
+        }
+        return next((expected for expected, holds in expectations.items() if not holds), None)
+
+    def _register(self, plan: TrainingPlan, policy: UsagePolicy, run_id: str) -> None:
+        dataset = self.home.profile.dataset
+        data = self.data(plan)
+        with self.database.transaction():
+            is_new = self.ledger.register_dataset(
+                dataset.dataset_id,
+                fingerprint=data.fingerprint,
+                epsilon_micro=dataset.epsilon_micro,
+                delta_pico=dataset.delta_pico,
+            )
+            if is_new:
+                salted = PrivateDetails.seal({"fingerprint": data.fingerprint}).digest
+                self.append("dataset-version", dataset_id=dataset.dataset_id, fingerprint_digest=salted)
+            self.ledger.register_policy(
+                policy.policy_id,
+                dataset_id=policy.dataset_id,
+                version=policy.version,
+                epsilon_micro=policy.epsilon_micro,
+                delta_pico=policy.delta_pico,
+                max_rounds=policy.max_rounds,
+            )
+            # A proposal starts or resumes a run, so nothing of it is alive here: what was only reserved never left.
+            for hold in self.ledger.recover(run_id=run_id):
+                if hold.state is HoldState.RELEASED:
+                    self.append(
+                        "hold-released",
+                        run_id=run_id,
+                        round_number=hold.round_number,
+                        hold_id=hold.hold_id,
+                        reason="the run was interrupted before anything was sent",
+                    )
+
+    def _introduction(self, terms: RunTerms, papers: Papers, *, known_size: int) -> Introduction:
+        policy, settlement = papers.policy, terms.settlement
+        quote = self.ledger.quote(
+            dataset_id=policy.dataset_id, policy_id=policy.policy_id, mechanism=settlement.training
+        )
+        standing = Standing(
+            mechanism=settlement.training.to_document(),
+            evaluation=settlement.evaluation_mode,
+            rounds_used=quote.rounds_used,
+            rounds_left=self._rounds_left(terms, policy),
+            epsilon_after_micro=quote.policy_epsilon_after_micro,
+            epsilon_cost_micro=quote.policy_epsilon_cost_micro,
+            dataset_epsilon_micro=quote.dataset_epsilon_before_micro,
+            dataset_delta_pico=quote.dataset_delta_pico,
+        )
+        return Introduction(
+            holder_id=self.holder_id,
+            keys=papers.keys_token,
+            policy=papers.policy_token,
+            status=papers.status_token,
+            participation=self._participation(terms, policy),
+            standing=standing,
+            log=self.log_view(since=known_size),
+        )
+
+    def _rounds_left(self, terms: RunTerms, policy: UsagePolicy) -> int:
+        return self.ledger.rounds_that_fit(
+            dataset_id=policy.dataset_id,
+            policy_id=policy.policy_id,
+            mechanism=terms.settlement.training,
+            at_most=terms.plan.terms.training.rounds,
+        )
+
+    def _participation(self, terms: RunTerms, policy: UsagePolicy) -> str:
+        done = {
+            hold.round_number
+            for hold in self.ledger.holds(terms.run_id)
+            if hold.action is Action.TRAIN and hold.state is not HoldState.RELEASED
+        }
+        now = self.clock()
+        document = participation_document(
+            holder_id=self.holder_id,
+            run_id=terms.run_id,
+            plan_digest=terms.plan.digest,
+            last_round=max(done, default=0) + self._rounds_left(terms, policy),
+            history=[
+                (mechanism.to_document(), count)
+                for mechanism, count in self.ledger.history(policy.dataset_id, reserved=False)
+            ],
+            weight=self.home.profile.dataset.weight,
+            issued_ms=now,
+            good_until_ms=now + PAPERS_LIFETIME_MS,
+        )
+        return sign(document, type=DocumentType.PARTICIPATION, key=self._key)
+
+    def _simulated_officer(self, round_number: int) -> None:
+        if self.home.profile.simulation.revoke_at_round == round_number:
+            revoke(self.home, reason="the data officer withdrew the policy (simulated)", now_ms=self.clock())
+
+
+def _takes_part(
+    peer: TrustStore,
+    papers: PeerPapers,
+    terms: RunTerms,
+    holder_id: str,
+    *,
+    training_round: int | None,
+    now_ms: int,
+) -> bool:
+    try:
+        peer.accept_keys(papers.keys)
+        status = peer.accept_status(papers.status, now_ms)
+        document = peer.accept(papers.participation, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=now_ms)
+        participation = Participation.from_document(document)
+    except TrustRefused:
+        return False
+    return (
+        peer.owner == holder_id == participation.holder_id
+        and not status.revoked
+        and participation.run_id == terms.run_id
+        and participation.plan_digest == terms.plan.digest
+        and (training_round is None or participation.last_round >= training_round)
+        and participation.good_until_ms > now_ms
+    )

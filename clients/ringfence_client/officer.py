@@ -1,0 +1,180 @@
+"""What a data officer does with keys: set a holder up, sign a policy, renew the status, revoke.
+
+The root key signs only key lists and belongs offline; on one machine, for trials, it lies beside the others.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ringfence_client.home import HolderHome
+from ringfence_policy.database import Database
+from ringfence_policy.documents import RevokedPolicy, Role, Status, key_list_document, status_document
+from ringfence_policy.durable import write_durably
+from ringfence_policy.errors import DocumentInvalid, ScenarioInvalid
+from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, open_signed, sign
+from ringfence_policy.ledger import PrivacyLedger
+from ringfence_policy.policy import UsagePolicy, read_policy
+
+STATUS_LIFETIME_MS = 15 * 60 * 1000
+_DAY_MS = 24 * 60 * 60 * 1000
+_KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
+_ROLES = {"policy": Role.POLICY, "status": Role.STATUS, "node": Role.NODE}
+
+
+def set_up(home: HolderHome, *, now_ms: int) -> None:
+    """Give a data holder its keys, an empty ledger, its first signed policy and a status. Does nothing the second time.
+
+    The state appears whole or not at all: it is made beside its place and moved there in one step.
+
+    Raises:
+        DocumentInvalid: holder.toml or policy.toml is wrong, or they speak of different holders or datasets.
+        ScenarioInvalid: There is a state that is not whole.
+    """
+    if home.is_set_up:
+        return
+    if home.state.exists():
+        raise ScenarioInvalid(
+            "this holder's state is incomplete",
+            expected="keys, papers and ledger, or nothing",
+            where=str(home.state),
+            next_step="restore it from a backup; remove it only if no run ever used this holder's data",
+        )
+    policy = checked_policy(home)
+    partial = home.directory / f".state.{os.getpid()}.new"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "keys").mkdir(parents=True, mode=0o700)
+    keys = {name: SigningKey.generate(f"{home.profile.holder_id}/{name}-1") for name in ("root", *_ROLES)}
+    for name, key in keys.items():
+        key.save(partial / "keys" / f"{name}.jwk")
+    listed = [
+        (keys[name].public(), now_ms - _DAY_MS, now_ms + _KEY_LIFETIME_MS, [role]) for name, role in _ROLES.items()
+    ]
+    papers = partial / "papers"
+    write_durably(papers / "root.jwk", json.dumps(keys["root"].public().jwk).encode())
+    key_list = key_list_document(home.profile.holder_id, 1, listed)
+    write_durably(papers / "keys.jws", sign(key_list, type=DocumentType.KEYS, key=keys["root"]).encode())
+    _write_policy(papers, policy, keys["policy"])
+    status = status_document(home.profile.holder_id, seq=1, issued_ms=now_ms, good_until_ms=now_ms + STATUS_LIFETIME_MS)
+    write_durably(papers / "status.jws", sign(status, type=DocumentType.STATUS, key=keys["status"]).encode())
+    with Database.open(partial / "ledger.db") as database:
+        PrivacyLedger(database)
+    partial.rename(home.state)
+
+
+def checked_policy(home: HolderHome) -> UsagePolicy:
+    """The policy as policy.toml says it, for this holder and its dataset.
+
+    Raises:
+        DocumentInvalid: It cannot be read, or speaks of another holder or dataset.
+    """
+    policy = read_policy(home.directory / "policy.toml")
+    expected = (home.profile.holder_id, home.profile.dataset.dataset_id)
+    if (policy.holder_id, policy.dataset_id) != expected:
+        raise DocumentInvalid(
+            "the policy is for another holder or dataset",
+            expected=" and ".join(expected),
+            got=f"{policy.holder_id} and {policy.dataset_id}",
+            where=str(home.directory / "policy.toml"),
+            next_step="make holder and dataset agree in holder.toml and policy.toml",
+        )
+    return policy
+
+
+def sign_policy(home: HolderHome) -> UsagePolicy:
+    """Sign policy.toml as it stands. A changed policy needs a higher version.
+
+    Raises:
+        DocumentInvalid: The policy changed but its version did not rise.
+    """
+    policy = checked_policy(home)
+    signed = signed_policy(home)
+    if signed is not None and policy.policy_id == signed.policy_id:
+        if policy.digest == signed.digest:
+            return policy
+        if policy.version <= signed.version:
+            raise DocumentInvalid(
+                "the policy changed, its version did not rise",
+                expected=f"version = {signed.version + 1} or higher",
+                got=f"version = {policy.version}",
+                where=str(home.directory / "policy.toml"),
+            )
+    _write_policy(home.papers, policy, SigningKey.load(home.keys / "policy.jwk"))
+    return policy
+
+
+def signed_policy(home: HolderHome) -> UsagePolicy | None:
+    """The policy last signed here with the officer's own key, or None."""
+    path = home.papers / "policy.jws"
+    if not path.exists():
+        return None
+    key = SigningKey.load(home.keys / "policy.jwk").public()
+    return UsagePolicy.from_document(open_signed(path.read_text(), type=DocumentType.POLICY, key=key))
+
+
+def renew_status(home: HolderHome, *, now_ms: int) -> Status:
+    """Sign a fresh status: what was revoked stays revoked. Only moves forward.
+
+    Raises:
+        TrustRefused: The status at hand is not this officer's own.
+    """
+    with _alone(home):
+        return _next_status(home, now_ms=now_ms)
+
+
+def revoke(home: HolderHome, *, reason: str, now_ms: int) -> Status:
+    """Withdraw the signed policy. Takes effect at the next gate, on this machine, whatever the coordinator does.
+
+    Revoking twice changes nothing. What was sent before stays sent and its budget spent: nothing is unlearned.
+
+    Raises:
+        ScenarioInvalid: No policy was signed here.
+    """
+    policy = signed_policy(home)
+    if policy is None:
+        raise ScenarioInvalid("there is no signed policy to revoke", where=str(home.papers))
+    entry = RevokedPolicy(policy_id=policy.policy_id, at_ms=now_ms, reason=reason, on_revoke=policy.on_revoke.value)
+    with _alone(home):
+        return _next_status(home, now_ms=now_ms, also_revoked=entry)
+
+
+@contextlib.contextmanager
+def _alone(home: HolderHome) -> Iterator[None]:
+    # A renewal by the node and a revocation by the officer may meet: neither may overwrite what the other signed.
+    with (home.papers / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy | None = None) -> Status:
+    key = SigningKey.load(home.keys / "status.jwk")
+    path = home.papers / "status.jws"
+    current = Status.from_document(open_signed(path.read_text(), type=DocumentType.STATUS, key=key.public()))
+    revoked = current.revoked
+    if also_revoked is not None and current.revocation_of(also_revoked.policy_id) is None:
+        revoked = (*revoked, also_revoked)
+    issued_ms = max(now_ms, current.issued_ms)
+    status = Status(
+        holder_id=current.holder_id,
+        seq=current.seq + 1,
+        issued_ms=issued_ms,
+        good_until_ms=issued_ms + STATUS_LIFETIME_MS,
+        revoked=revoked,
+    )
+    write_durably(path, sign(status.to_document(), type=DocumentType.STATUS, key=key).encode())
+    return status
+
+
+def root_of(home: HolderHome) -> PublicKey:
+    """The holder's root public key, which whoever wants to verify this holder must learn out of band."""
+    return PublicKey.from_jwk(json.loads((home.papers / "root.jwk").read_text()))
+
+
+def _write_policy(papers: Path, policy: UsagePolicy, key: SigningKey) -> None:
+    token = sign(policy.to_document(), type=DocumentType.POLICY, key=key).encode()
+    write_durably(papers / "policies" / f"{policy.policy_id}-{policy.version}.jws", token)
+    write_durably(papers / "policy.jws", token)

@@ -1,0 +1,95 @@
+"""A holder's own signed papers, read and verified anew before every decision: on disk they may have been exchanged."""
+
+from dataclasses import dataclass
+
+from ringfence_client.home import HolderHome
+from ringfence_client.officer import STATUS_LIFETIME_MS, renew_status
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.documents import RevokedPolicy, Status
+from ringfence_policy.errors import RingfenceError, TrustRefused
+from ringfence_policy.identity import TrustReason, parse
+from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.trust_store import TrustStore
+
+
+@dataclass(frozen=True)
+class Papers:
+    """What the holder can show right now.
+
+    Attributes:
+        policy: The signed policy.
+        policy_key_id: The key that signed it.
+        status: The status, or None where none is fresh.
+        keys_token, policy_token, status_token: The signed documents themselves.
+    """
+
+    policy: UsagePolicy
+    policy_key_id: str
+    status: Status | None
+    keys_token: str
+    policy_token: str
+    status_token: str
+
+    @property
+    def revocation(self) -> RevokedPolicy | None:
+        """The revocation of the policy, if the status carries one."""
+        return None if self.status is None else self.status.revocation_of(self.policy.policy_id)
+
+
+def read_papers(home: HolderHome, trust: TrustStore, *, now_ms: int, point: Point) -> Papers | Decision:
+    """Read and verify the papers; whatever does not hold is a denial that names it.
+
+    A status in the second half of its life is renewed by the holder's own service: the same revocations, a later date.
+    """
+    try:
+        keys_token = (home.papers / "keys.jws").read_text()
+        trust.accept_keys(keys_token)
+        policy_path = home.papers / "policy.jws"
+        if not policy_path.exists():
+            return Decision.deny("no-policy", point=point)
+        policy_token = policy_path.read_text()
+        policy = UsagePolicy.from_document(trust.accept_policy(policy_token, now_ms))
+        written = home.read_policy()
+    except (OSError, RingfenceError) as error:
+        summary = error.summary if isinstance(error, RingfenceError) else type(error).__name__
+        return Decision.deny("signature", limit="a policy signed under the holder's keys", actual=summary, point=point)
+    if written.digest != policy.digest:
+        return Decision.deny(
+            "signature",
+            "The policy was edited after it was signed.",
+            limit=f"policy.toml as signed in {policy.reference}",
+            actual="policy.toml says something else: raise its version and sign it again",
+            point=point,
+            policy=policy.reference,
+            policy_digest=policy.digest,
+        )
+    status, status_token = _status(home, trust, now_ms=now_ms)
+    return Papers(
+        policy=policy,
+        policy_key_id=parse(policy_token).kid,
+        status=status,
+        keys_token=keys_token,
+        policy_token=policy_token,
+        status_token=status_token,
+    )
+
+
+def _status(home: HolderHome, trust: TrustStore, *, now_ms: int) -> tuple[Status | None, str]:
+    path = home.papers / "status.jws"
+    token = path.read_text() if path.exists() else ""
+    try:
+        status = trust.accept_status(token, now_ms)
+        is_due = status.good_until_ms - now_ms < STATUS_LIFETIME_MS // 2
+    except TrustRefused as error:
+        # Only a status that is merely old is renewed. Renewing a replayed one would sign away a revocation.
+        if error.summary != TrustReason.STALE.value:
+            return None, token
+        is_due = True
+    if not is_due:
+        return status, token
+    try:
+        renew_status(home, now_ms=now_ms)
+        token = path.read_text()
+        return trust.accept_status(token, now_ms), token
+    except (OSError, RingfenceError):
+        return None, token

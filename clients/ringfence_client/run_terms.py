@@ -1,0 +1,52 @@
+"""What a holder was shown for a run and settled for it, kept on disk so that a restart changes nothing."""
+
+import json
+from dataclasses import dataclass
+
+from ringfence_client.home import HolderHome
+from ringfence_client.settlement import Settlement
+from ringfence_policy.documents import Role
+from ringfence_policy.durable import write_durably
+from ringfence_policy.identity import DocumentType
+from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.trust_store import TrustStore
+
+
+@dataclass(frozen=True)
+class RunTerms:
+    """One run as this holder agreed to see it. `rehearsal_seed` is None unless the plan is a rehearsal."""
+
+    run_id: str
+    plan_token: str
+    plan: TrainingPlan
+    settlement: Settlement
+    rehearsal_seed: int | None
+
+    def save(self, home: HolderHome) -> None:
+        """Keep the terms; the plan as the coordinator signed it."""
+        document = {
+            "plan": self.plan_token,
+            "settlement": self.settlement.to_document(),
+            "rehearsal_seed": self.rehearsal_seed,
+        }
+        write_durably(home.run_file(self.run_id), json.dumps(document, sort_keys=True).encode())
+
+
+def load_run_terms(home: HolderHome, run_id: str, *, coordinator: TrustStore, now_ms: int) -> RunTerms | None:
+    """The terms of a run that was shown before, or None.
+
+    Raises:
+        TrustRefused: The plan on disk is no longer the one the coordinator signed.
+    """
+    path = home.run_file(run_id)
+    if not path.exists():
+        return None
+    document = json.loads(path.read_text())
+    plan = coordinator.accept(document["plan"], type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
+    return RunTerms(
+        run_id=run_id,
+        plan_token=document["plan"],
+        plan=TrainingPlan.from_document(plan),
+        settlement=Settlement.from_document(document["settlement"]),
+        rehearsal_seed=document["rehearsal_seed"],
+    )

@@ -1,0 +1,102 @@
+"""What permitted uses do with data: many holders are trained at once, and each failure stays its own holder's."""
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from ringfence_client.enforcement import Measured, Prepared
+from ringfence_client.evaluation import noised_counts, score_counts
+from ringfence_client.noise import NoiseSource, RehearsalNoise, SecureNoise
+from ringfence_client.opacus_trainer import OpacusTrainer
+from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, Trainer, TrainingJob
+from ringfence_policy.errors import Fault, RingfenceError
+from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDTHS
+from ringfence_policy.vocabulary import Action
+
+Result = TrainedUpdate | Measured
+
+
+def use_together(uses: Sequence[Prepared], *, trainer: Trainer | None = None) -> list[Result | RingfenceError | None]:
+    """Carry out permitted uses.
+
+    Args:
+        uses: Permitted and reserved uses of any holders.
+        trainer: How to train; Opacus by default.
+
+    Returns:
+        For each use its result, None where the stored reply is to be sent again, or the fault that stopped it.
+    """
+    training = [use for use in uses if use.request.action is Action.TRAIN and use.stored is None]
+    trained = dict(zip(map(id, training), _train(training, trainer or OpacusTrainer()), strict=True))
+    return [trained[id(use)] if id(use) in trained else _without_training(use) for use in uses]
+
+
+def _without_training(use: Prepared) -> Result | RingfenceError | None:
+    return None if use.stored is not None else _guarded(use, trainer=None)
+
+
+def _train(uses: Sequence[Prepared], trainer: Trainer) -> Sequence[Result | RingfenceError]:
+    try:
+        return trainer.train([_job(use) for use in uses])
+    except Exception:  # noqa: BLE001 -- one holder's fault must not cost the others their round: find whose it is
+        return [_guarded(use, trainer=trainer) for use in uses]
+
+
+def _guarded(use: Prepared, *, trainer: Trainer | None) -> Result | RingfenceError:
+    try:
+        return _measure(use) if trainer is None else trainer.train([_job(use)])[0]
+    except RingfenceError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 -- only the type is passed on: the text might hold a holder's data
+        return Fault("the use failed at the holder", got=type(error).__name__)
+
+
+def _job(use: Prepared) -> TrainingJob:
+    training = use.terms.plan.terms.training
+    mechanism = use.terms.settlement.training
+    data, _ = use.node.split(use.terms.plan)
+    return TrainingJob(
+        holder_id=use.node.holder_id,
+        model=_model(use),
+        arrays=use.arrays,
+        data=data,
+        mechanism=mechanism,
+        learning_rate=float(training.learning_rate),
+        # The declared weight, never the row count: dividing by the true number would give it away.
+        expected_batch=mechanism.sampling_rate * use.node.home.profile.dataset.weight,
+        proximal_mu=float(training.proximal_mu) if training.strategy == "FedProx" else 0.0,
+        noise=_noise(use),
+    )
+
+
+def _measure(use: Prepared) -> Measured:
+    _, data = use.node.split(use.terms.plan)
+    mechanism = use.mechanism
+    bins = EXACT_BINS if mechanism is None else PRIVATE_BINS
+    counts = score_counts(_model(use), use.arrays, data, bins=bins)
+    applied = None
+    if mechanism is not None:
+        noise = _noise(use)
+        counts = noised_counts(counts, mechanism=mechanism, noise=noise)
+        applied = AppliedPrivacy(
+            clipping_norm=1.0,
+            noise_multiplier=mechanism.noise_stddev,
+            sampling_rate=1.0,
+            steps=1,
+            noise_kind=noise.kind,
+        )
+    negative, positive = np.rint(counts * THOUSANDTHS).astype(np.int64).tolist()
+    return Measured(histogram=(tuple(negative), tuple(positive)), applied=applied)
+
+
+def _model(use: Prepared) -> dict[str, object]:
+    model: dict[str, object] = json.loads(use.terms.plan.terms.model.model_dump_json())
+    return model
+
+
+def _noise(use: Prepared) -> NoiseSource:
+    seed = use.terms.rehearsal_seed
+    if seed is None:
+        return SecureNoise()
+    return RehearsalNoise(seed, stream=f"{use.node.holder_id}/{use.request.round_number}/{use.request.action.value}")

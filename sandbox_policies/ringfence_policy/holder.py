@@ -1,0 +1,34 @@
+"""holder.toml: who a data holder is, and the budget of its dataset, as its data officer writes it."""
+
+from pydantic import Field
+
+from ringfence_policy.strict_toml import Identifier, MicroEpsilon, PicoDelta, StrictDocument, Text
+
+
+class DatasetTerms(StrictDocument):
+    """A dataset's identity and its budget, whatever runs and policies use it.
+
+    `weight` is the public number that averages are weighted by. Declare a round figure: the exact row count is a fact
+    about the records. `epsilon` and `delta` cap the sum of all uses of this dataset, ever.
+    """
+
+    dataset_id: Identifier
+    weight: int = Field(ge=1, le=10**9)
+    epsilon_micro: MicroEpsilon = Field(alias="epsilon")
+    delta_pico: PicoDelta = Field(alias="delta")
+
+
+class SimulationTerms(StrictDocument):
+    """What a simulated data officer does in a demonstration. Absent for a real holder."""
+
+    revoke_at_round: int | None = Field(default=None, ge=1)
+
+
+class HolderProfile(StrictDocument):
+    """A data holder: its id, its name as people say it, where it computes, and its dataset."""
+
+    holder_id: Identifier
+    name: Text
+    region: str = Field(min_length=2, max_length=32)
+    dataset: DatasetTerms
+    simulation: SimulationTerms = SimulationTerms()

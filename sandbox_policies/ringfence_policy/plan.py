@@ -1,0 +1,201 @@
+"""The training plan: what is to be run, frozen, signed by the coordinator and named by its digest.
+
+`PlanFile` is what a person writes (plan.toml). `TrainingPlan` adds what a run fixes: the schema, and every data holder
+with the thumbprint of its root key, so that a holder that approves a plan knows exactly who else is in it.
+"""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from ringfence_policy import canonical
+from ringfence_policy.errors import DocumentInvalid
+from ringfence_policy.schema import DatasetSchema
+from ringfence_policy.strict_toml import Choice, DecimalString, Identifier, ListOf, StrictDocument, Text, refusal
+from ringfence_policy.vocabulary import PURPOSES, Evaluation, Relation, ReleaseTier, ReleaseTo, Unit
+
+Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedTrimmedAvg"]
+
+
+class ModelSpec(StrictDocument):
+    """The model: a built-in kind, or a holder-installed torch module named by import path and code digest."""
+
+    kind: Literal["logistic-regression", "mlp", "module"]
+    hidden: ListOf[int] = ()
+    path: str = ""
+    code_digest: str = ""
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _parts_fit_the_kind(self) -> Self:
+        if (self.kind == "module") != bool(self.path) or (self.kind == "module") != bool(self.code_digest):
+            raise refusal("path and code_digest together, exactly when kind is 'module'", key="kind", got=self.kind)
+        if (self.kind == "mlp") != bool(self.hidden) or any(size < 1 for size in self.hidden):
+            raise refusal(
+                "hidden = [sizes of the hidden layers, each at least 1], exactly when kind is 'mlp'",
+                key="hidden" if self.hidden else "kind",
+                got=str(list(self.hidden)),
+            )
+        return self
+
+
+class TrainingTerms(StrictDocument):
+    """How a round trains. `average_last` is the share of the committed rounds that the released model averages."""
+
+    strategy: Strategy = "FedAvg"
+    rounds: int = Field(ge=1, le=10_000)
+    steps: int = Field(ge=1, le=100_000)
+    sampling_rate: DecimalString
+    learning_rate: DecimalString
+    clipping_norm: DecimalString
+    proximal_mu: DecimalString = Decimal(0)
+    average_last: DecimalString = Decimal(0)
+    server_learning_rate: DecimalString = Decimal("0.1")
+    trimmed_share: DecimalString = Decimal("0.2")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        _in_range("sampling_rate", self.sampling_rate, above=Decimal(0), up_to=Decimal(1))
+        for name in ("learning_rate", "clipping_norm", "server_learning_rate"):
+            _in_range(name, getattr(self, name), above=Decimal(0), up_to=Decimal(10_000))
+        for name, largest in (("average_last", "1"), ("proximal_mu", "10000"), ("trimmed_share", "0.49")):
+            _in_range(name, getattr(self, name), up_to=Decimal(largest))
+        return self
+
+
+class PrivacyTerms(StrictDocument):
+    """The mechanism's public terms. Each holder calibrates its own noise, up to `noise_multiplier_max`."""
+
+    unit: Choice[Unit] = Unit.RECORD
+    relation: Choice[Relation] = Relation.ADD_OR_REMOVE
+    noise_multiplier_max: DecimalString
+
+    @model_validator(mode="after")
+    def _supported(self) -> Self:
+        if self.unit is not Unit.RECORD:
+            raise refusal("'record': no trainer here protects another unit yet", key="unit", got=str(self.unit))
+        if self.relation is not Relation.ADD_OR_REMOVE:
+            raise refusal("'add-or-remove'", key="relation", got=str(self.relation))
+        _in_range("noise_multiplier_max", self.noise_multiplier_max, above=Decimal(0), up_to=Decimal(100_000))
+        return self
+
+
+class CohortTerms(StrictDocument):
+    """The coordinator's own minimum, beside every holder's; and where and how sums are formed."""
+
+    min_holders: int = Field(default=1, ge=1, le=10_000)
+    secure_aggregation: Literal[False] = False
+    region: str = Field(min_length=2, max_length=32)
+
+
+class EvaluationTerms(StrictDocument):
+    """How the model is measured at the holders. A holder whose policy allows less is asked for less.
+
+    `noise_multiplier` is that of the private score histogram (unit 1 per record), used where a policy says private.
+    """
+
+    mode: Choice[Evaluation] = Evaluation.NONE
+    test_fraction: DecimalString = Decimal("0.25")
+    every_round: bool = False
+    noise_multiplier: DecimalString = Decimal(20)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        _in_range("test_fraction", self.test_fraction, above=Decimal(0), up_to=Decimal("0.9"))
+        _in_range("noise_multiplier", self.noise_multiplier, above=Decimal(0), up_to=Decimal(100_000))
+        return self
+
+
+class ReleaseTerms(StrictDocument):
+    """Who gets the model, and how long the coordinator keeps updates."""
+
+    to: Choice[ReleaseTo]
+    tier: Choice[ReleaseTier]
+    retention_days: int = Field(ge=0, le=36_500)
+
+
+class PlanFile(StrictDocument):
+    """plan.toml, as a researcher or coordinator writes it."""
+
+    plan_id: Identifier
+    title: Text
+    coordinator: Identifier
+    purpose: str
+    task: Identifier
+    model: ModelSpec
+    training: TrainingTerms
+    privacy: PrivacyTerms
+    cohort: CohortTerms
+    evaluation: EvaluationTerms = EvaluationTerms()
+    release: ReleaseTerms
+
+    @model_validator(mode="after")
+    def _known_purpose(self) -> Self:
+        if self.purpose not in PURPOSES:
+            raise refusal(f"one of: {', '.join(sorted(PURPOSES))}", key="purpose", got=self.purpose)
+        return self
+
+
+class PlanHolder(StrictDocument):
+    """One data holder as the plan names it: its declared, public weight and its root key's thumbprint."""
+
+    weight: int = Field(ge=1, le=10**9)
+    root_thumbprint: str
+    root: dict[str, str]
+
+
+class TrainingPlan(StrictDocument):
+    """What is signed: the plan file, the schema and the holders. Its digest is in every request of the run."""
+
+    terms: PlanFile
+    dataset_schema: DatasetSchema
+    holders: dict[str, PlanHolder]
+    rehearsal: bool
+
+    def to_document(self) -> dict[str, Any]:
+        """The plan as canonical JSON will carry it: decimals are strings, no floats."""
+        document: dict[str, Any] = self.model_dump(mode="json", exclude={"dataset_schema"})
+        document["dataset_schema"] = self.dataset_schema.to_document()
+        return document
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Rebuild a plan that was signed.
+
+        Raises:
+            DocumentInvalid: The document is not a training plan of this version.
+        """
+        try:
+            members = dict(document)
+            schema = DatasetSchema.from_document(members.pop("dataset_schema"))
+            partial = {key: members[key] for key in ("terms", "holders", "rehearsal")}
+            if set(members) != set(partial):
+                raise DocumentInvalid("a training plan has unknown members", got=", ".join(sorted(members)))
+            return cls.model_validate(
+                {
+                    "terms": PlanFile.model_validate_json(canonical.encode(partial["terms"])),
+                    "holders": {
+                        holder: PlanHolder.model_validate_json(canonical.encode(entry))
+                        for holder, entry in partial["holders"].items()
+                    },
+                    "rehearsal": partial["rehearsal"],
+                    "dataset_schema": schema,
+                }
+            )
+        except (KeyError, AttributeError, TypeError, ValidationError) as error:
+            raise DocumentInvalid(
+                "not a training plan", expected="terms, dataset_schema, holders, rehearsal"
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """The plan's name in every request, decision and log record."""
+        return canonical.digest(self.to_document())
+
+
+def _in_range(name: str, value: Decimal, *, above: Decimal | None = None, up_to: Decimal) -> None:
+    low = f"above {above}" if above is not None else "0 or more"
+    if not ((value > above) if above is not None else (value >= 0)) or value > up_to:
+        raise refusal(f"a number {low} and at most {up_to}", key=name, got=str(value))

@@ -1,0 +1,72 @@
+"""Questions to data holders over Flower's Grid, and answers that are bodies or denials, never exceptions."""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.errors import RingfenceError
+from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, REFUSED_CODE, Body, Refusal
+
+B = TypeVar("B", bound=Body)
+
+TIMEOUT_SECONDS = 600.0
+
+
+def ask(grid: Grid, message_type: str, questions: Mapping[int, Body], answer: type[B]) -> dict[int, B | Decision]:
+    """Send each node its question and collect the answers.
+
+    Returns:
+        For every node that was asked: its answer, or the denial that its refusal, fault or silence amounts to.
+    """
+    messages = [
+        Message(RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: body.to_bytes()})}), node_id, message_type)
+        for node_id, body in questions.items()
+    ]
+    replies = grid.send_and_receive(messages, timeout=TIMEOUT_SECONDS)
+    by_node = replies_by_node(messages, replies)
+    return {
+        node_id: silence() if node_id not in by_node else read_reply(by_node[node_id], answer) for node_id in questions
+    }
+
+
+def replies_by_node(messages: Iterable[Message], replies: Iterable[Message]) -> dict[int, Message]:
+    """Match replies to nodes by what they reply to: a dead node's error carries the SuperLink's id, not the node's."""
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    matched: dict[int, Message] = {}
+    for reply in replies:
+        node_id = asked.get(reply.metadata.reply_to_message_id)
+        if node_id is not None:
+            matched.setdefault(node_id, reply)
+    return matched
+
+
+def read_reply(reply: Message, answer: type[B]) -> B | Decision:
+    """A reply's body, or the denial it stands for."""
+    if reply.has_error():
+        return read_refusal(reply)
+    try:
+        record = reply.content.config_records.get(BODY_RECORD)
+        return answer.from_bytes(None if record is None else record.get(BODY_KEY))
+    except RingfenceError as error:
+        return Decision.deny("malformed", error.summary, point=Point.COORDINATOR)
+
+
+def read_refusal(reply: Message) -> Decision:
+    """The holder's own denial, or the denial that a failure of its node amounts to."""
+    error = reply.error
+    if error.code == REFUSED_CODE:
+        try:
+            return Decision.from_document(Refusal.from_bytes((error.reason or "").encode()).decision)
+        except RingfenceError:
+            return Decision.deny("malformed", "The holder's refusal could not be read.", point=Point.COORDINATOR)
+    return Decision.deny(
+        "fault", "The holder's node failed.", limit=f"error {error.code}: {error.reason}"[:300], point=Point.COORDINATOR
+    )
+
+
+def silence() -> Decision:
+    """The denial that no answer amounts to."""
+    return Decision.deny("no-reply", "The holder did not answer in time.", point=Point.COORDINATOR)
