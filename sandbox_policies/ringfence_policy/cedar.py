@@ -8,6 +8,7 @@ always passed, so that a request of the wrong shape is refused before any rule i
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Final
@@ -74,7 +75,7 @@ class CedarEngine:
     """One compiled, validated policy set.
 
     Raises:
-        Fault: cedarpy cannot be imported, or the text does not validate against the schema.
+        Fault: cedarpy cannot be imported, the text does not validate against the schema, or its two halves differ.
     """
 
     def __init__(self, text: str) -> None:
@@ -83,6 +84,8 @@ class CedarEngine:
         verdict = self._cedar.validate_policies(text, self._schema)
         if not verdict:
             raise Fault("the compiled policy does not validate", got="; ".join(str(error) for error in verdict.errors))
+        if not halves_agree(json.loads(self._cedar.policies_to_json_str(text))):
+            raise Fault("the permit and the forbids of the compiled policy do not say the same")
         self._policies = self._cedar.PolicySet.from_str(text)
         self.description: Final = {
             "name": "cedar",
@@ -113,6 +116,39 @@ class CedarEngine:
 def engine_for(text: str) -> CedarEngine:
     """The engine of a compiled policy, built once per process and text."""
     return CedarEngine(text)
+
+
+def halves_agree(tree: Mapping[str, Any]) -> bool:
+    """Whether a parsed policy set is one permit over exactly the conditions that its forbids demand one by one.
+
+    Either half alone would hide a fault in the other from the reference evaluator: where a forbid still applies, a
+    conjunct missing from the permit changes no decision, until the forbid errors and is skipped.
+    """
+    anyone = {"principal": {"op": "All"}, "action": {"op": "All"}, "resource": {"op": "All"}}
+    demanded: list[str] = []
+    permits: list[Mapping[str, Any]] = []
+    for rule in tree["staticPolicies"].values():
+        is_permit = rule["annotations"].get("id") == PERMIT_ID
+        kinds = ("permit", "when") if is_permit else ("forbid", "unless")
+        conditions = rule["conditions"]
+        if len(conditions) != 1 or (rule["effect"], conditions[0]["kind"]) != kinds:
+            return False
+        if any(rule[scope] != everything for scope, everything in anyone.items()):
+            return False
+        if is_permit:
+            permits.append(conditions[0]["body"])
+        else:
+            demanded.append(json.dumps(conditions[0]["body"], sort_keys=True))
+    if len(permits) != 1 or tree["templates"] or tree["templateLinks"]:
+        return False
+    body = permits[0]
+    granted: list[str] = []
+    while len(granted) < len(demanded) - 1:  # the conjunction leans left: the last clause is the outermost right
+        if "&&" not in body:
+            return False
+        granted.append(json.dumps(body["&&"]["right"], sort_keys=True))
+        body = body["&&"]["left"]
+    return sorted([*granted, json.dumps(body, sort_keys=True)]) == sorted(demanded)
 
 
 def _bound(clause: Clause, condition: str) -> str:

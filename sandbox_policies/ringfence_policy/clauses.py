@@ -404,10 +404,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="privacy",
         odrl="rf:evaluation isAnyOf",
         actions=EVALUATING,
-        cedar=lambda policy: (
-            f"context.evaluation in {entity('Evaluation', policy.evaluation)} && "
-            f"context.evaluation != {entity('Evaluation', Evaluation.NONE)}"
-        ),
+        cedar=lambda policy: f"context.evaluation in {entity('Evaluation', policy.evaluation)}",
         sentence=lambda policy: EVALUATION_SENTENCES[policy.evaluation],
         limit=lambda policy: policy.evaluation.value,
         actual=lambda request: request.evaluation.value,

@@ -68,7 +68,7 @@ class PolicyGate:
             errors.append(f"disagreement: cedar says {said} {sorted(cedar_failed)}, reference {sorted(reference)}")
         failed = cedar_failed | (reference or frozenset())
         permitted = agrees and not failed and not errors
-        reasons = [self._reason(name, request) for name in failed]
+        reasons = [self._reason(name, request) for name in failed if name in CLAUSES]
         if not permitted and (errors or not agrees or not reasons):
             reasons.append(FailedClause(ENGINE, OUTSIDE_THE_POLICY[ENGINE], "no error, no disagreement"))
         not_judged = set(not_judged_at(point, request.action))

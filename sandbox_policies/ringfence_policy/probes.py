@@ -68,6 +68,8 @@ def _probes_of(policy: UsagePolicy, action: Action) -> Iterator[Probe]:
     point = Point.RELEASE if action is Action.RELEASE else Point.BEFORE_TRAINING
     facts = _on_every_limit(policy, action)
     yield Probe(f"{action}: on every limit", RoundRequest(**facts), point, ())
+    for changed in _other_permitted(policy):
+        yield Probe(f"{action}: also permitted", RoundRequest(**(facts | changed)), point, ())
     for clauses, changed in _beyond(policy):
         failed = tuple(sorted(clause for clause in clauses if clause in _ALWAYS or clause in _BINDS[action]))
         yield Probe(f"{action}: beyond {' and '.join(clauses)}", RoundRequest(**(facts | changed)), point, failed)
@@ -123,6 +125,22 @@ _BINDS: Final = {
     Action.RELEASE: frozenset[str](),
 }
 
+
+def _other_permitted(policy: UsagePolicy) -> Iterator[dict[str, Any]]:
+    """Every further name that the policy permits: each must be, or it was lost on the way to Cedar."""
+    yield from ({"coordinator": name} for name in policy.permitted_coordinators[1:])
+    yield from ({"task": name} for name in policy.tasks[1:])
+    yield from ({"plan_digest": name} for name in (policy.plans or ())[1:])
+    yield from ({"code_digest": name} for name in policy.code[1:] if name != BUILT_IN)
+    yield from ({"region": name} for name in policy.regions[1:])
+    yield from ({"columns": frozenset({name})} for name in policy.columns if name != "*")
+    for name in ("unit", "release_tier"):
+        word = getattr(policy, name)
+        yield from ({name: stricter} for stricter in ORDERED[type(word)][rank(word) + 1 :])
+    yield from ({"evaluation": less} for less in ORDERED[Evaluation][1 : rank(policy.evaluation)])
+    yield from ({"release_to": narrower} for narrower in ORDERED[ReleaseTo][: rank(policy.release_to)])
+
+
 _Beyond = Iterator[tuple[tuple[str, ...], dict[str, Any]]]
 
 
@@ -138,8 +156,7 @@ def _other_names(policy: UsagePolicy) -> _Beyond:
     yield ("policy",), {"policy_id": "another." + policy.policy_id[:40]}
     yield ("dataset",), {"dataset_id": "another." + policy.dataset_id[:40]}
     yield ("who",), {"coordinator": _NOBODY}
-    if policy.prohibited:
-        yield ("who", "never"), {"coordinator": policy.prohibited[0]}
+    yield from ((("who", "never"), {"coordinator": name}) for name in policy.prohibited)
     if policy.tasks != EVERYTHING:
         yield ("tasks",), {"task": _NOBODY}
     if policy.plans:
