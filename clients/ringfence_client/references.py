@@ -1,7 +1,7 @@
 """Comparison lines without privacy: federated, each holder alone, and all records in one place.
 
 NOT PRIVATE, and for published data only: the caller makes sure that every holder's policy allows a rehearsal. None of
-it touches a ledger, or leaves as anything but accuracy and AUC. All three lines take the same number of plain full-batch
+it touches a ledger, or leaves as anything but accuracy and AUC. All three lines take the same number of full-batch
 gradient steps at the same rate, so that they differ in nothing but which records a step sees.
 """
 
@@ -52,7 +52,9 @@ def compute_references(
     Returns:
         `federated`, `local` and `pooled`, each with `accuracy` and `auc` over all test records together, `per_holder`
         with the same two per holder id, and for `federated` a `curve` of {round, accuracy, auc}. An entry is None where
-        the test records do not allow it. `local` scores each holder's test records with that holder's own model.
+        the test records do not allow it. `local` scores each holder's test records with that holder's own model, which
+        has learned that holder's own share of positives; its `elsewhere` has, per holder id, how the same model does on
+        the test records of all the others.
 
     Raises:
         DocumentInvalid: The model cannot be built.
@@ -68,7 +70,7 @@ def compute_references(
     alone = {key: train_without_privacy(model, start, holder.train, steps=steps) for key, holder in holders.items()}
     return {
         "federated": {**_measured(holders, model, dict.fromkeys(holders, federated)), "curve": curve},
-        "local": _measured(holders, model, alone),
+        "local": {**_measured(holders, model, alone), "elsewhere": _elsewhere(holders, model, alone)},
         "pooled": _measured(holders, model, dict.fromkeys(holders, pooled)),
     }
 
@@ -131,6 +133,19 @@ def _measured(
         key: _two(metrics_from_scores(probabilities[key], holder.test.labels)) for key, holder in holders.items()
     }
     return {**_two(together), "per_holder": per_holder}
+
+
+def _elsewhere(
+    holders: Mapping[str, ReferenceHolder], model: Mapping[str, Any], alone: Mapping[str, Arrays]
+) -> dict[str, dict[str, float | None]]:
+    """Measure each holder's own model on what it never had: the test records of all other holders together."""
+    found: dict[str, dict[str, float | None]] = {}
+    for key, arrays in alone.items():
+        others = [holder.test for other, holder in holders.items() if other != key]
+        probabilities = [scores(model, arrays, test) for test in others] or [np.zeros(0)]
+        labels = [test.labels for test in others] or [np.zeros(0, dtype=np.float32)]
+        found[key] = _two(metrics_from_scores(np.concatenate(probabilities), np.concatenate(labels)))
+    return found
 
 
 def _two(metrics: Metrics) -> dict[str, float | None]:
