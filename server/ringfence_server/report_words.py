@@ -47,7 +47,6 @@ class RefusalStory:
     rounds: str
     count: int
     point: str
-    limits: str
     reasons: tuple[Reason, ...]
 
 
@@ -183,7 +182,6 @@ def refusal_stories(run: Run) -> tuple[RefusalStory, ...]:
             rounds=number_ranges(number for number, _ in cases),
             count=len(cases),
             point=POINTS.get(cases[0][1].point, cases[0][1].point),
-            limits=listed([reason.limit for reason in cases[0][1].reasons if reason.limit]),
             reasons=cases[0][1].reasons,
         )
         for (holder, names), cases in found.items()
@@ -244,13 +242,13 @@ def _protected(run: Run) -> tuple[str, bool]:
     if not committed_rounds(run):
         return "", False
     if not run.private:
-        return "It is NOT PRIVATE: release neither the model nor the updates.", True
+        return "The model is NOT PRIVATE: release neither the model nor the updates.", True
     unit, spent = run.privacy.unit or "record", epsilon(highest_epsilon(run))
     deltas = [holder.delta for holder in run.holders if holder.delta is not None]
     at = f" at delta {delta(max(deltas))}" if deltas else ""
     return (
-        f"It is private per {unit}: each holder bounds every {unit}'s influence and adds noise before anything leaves "
-        f"it; no holder has spent more than epsilon {spent}{at}."
+        f"The model is private per {unit}: each holder bounds every {unit}'s influence and adds noise before anything "
+        f"leaves it; no holder has spent more than epsilon {spent}{at}."
     ), False
 
 
@@ -264,7 +262,7 @@ def _scored(run: Run) -> str:
         if other is not None and other.accuracy is not None
     ]
     against = f", against {listed(beside)}" if beside else ""
-    return f"On test rows it is right in {percent(scores.accuracy)} of cases{against}."
+    return f"On test rows the model is right in {percent(scores.accuracy)} of cases{against}."
 
 
 def _proved(run: Run) -> tuple[str, bool]:

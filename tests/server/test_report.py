@@ -158,7 +158,7 @@ def test_a_rehearsal_is_marked_not_private_in_title_banner_verdict_and_privacy_c
     page = render_report(summary)
     assert re.search(r"<title>NOT PRIVATE:", page)
     assert re.search(r'<p class="shout">NOT PRIVATE</p>', page)
-    assert "It is NOT PRIVATE: release neither" in page
+    assert "The model is NOT PRIVATE: release neither" in page
     assert page.count("NOT PRIVATE") >= 6
     assert "Federated, private" not in page
 
@@ -258,6 +258,10 @@ def test_a_reason_can_be_reached_by_keyboard_and_is_read_out(page):
         assert bool(focusable) == (state in {"refused", "rejected", "void"})
         assert 'class="symbol" aria-hidden="true"' in content
         assert re.search(r'<span class="why">Round \d+, ', content)
+
+
+def test_a_reason_shows_on_hover_and_on_focus_without_a_script(page):
+    assert re.search(r"\.grid td:hover \.why, \.grid td:focus \.why \{\s*left: 0;", page)
 
 
 def test_refusals_are_told_as_stories_with_their_rounds(page):
