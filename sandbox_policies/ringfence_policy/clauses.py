@@ -15,7 +15,7 @@ from typing import Final
 from ringfence_policy.decision import Point
 from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy, rfc3339
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.vocabulary import Action, Evaluation, OnRevoke, Rehearsal, SecureAggregation
+from ringfence_policy.vocabulary import Action, OnRevoke, Rehearsal, SecureAggregation
 from ringfence_policy.wording import (
     EVALUATION_SENTENCES,
     RELEASE_SENTENCES,

@@ -27,7 +27,7 @@ EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 _EXACT: Final = Context(prec=120)
-_DECIMAL: Final = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,2})?")
+_DECIMAL: Final = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,2})?", re.ASCII)
 _IDENTIFIER: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,63}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _SHOWN: Final = 60
@@ -319,7 +319,8 @@ def _finding(detail: ErrorDetails, lines: Mapping[tuple[str | int, ...], int], m
         expected = f"a table [{name}]" if _keys(model, path) else f"the key {path[-1]} in {table}"
         return _Finding(line, summary, expected, "nothing", f"add {path[-1]} to {table}")
     if kind == "extra_forbidden":
-        hint = _did_you_mean(str(path[-1]), known) or _other_table(str(path[-1]), model)
+        key = str(path[-1])
+        hint = _other_table(key, model, cutoff=1.0) or _did_you_mean(key, known) or _other_table(key, model)
         return _Finding(line, f"{name} is not a known key", _one_of(known), str(path[-1]), hint)
     template = _EXPECTED.get(kind)
     expected = template.format(**context) if template else detail["msg"]
@@ -358,11 +359,11 @@ def _did_you_mean(word: str, known: list[str]) -> str | None:
     return f"did you mean {close[0]}?" if close else None
 
 
-def _other_table(key: str, model: type[BaseModel]) -> str | None:
+def _other_table(key: str, model: type[BaseModel], *, cutoff: float = 0.6) -> str | None:
     for name, field in model.model_fields.items():
         for table in _models(field.annotation):
             keys = [inner.alias or inner_name for inner_name, inner in table.model_fields.items()]
-            for close in difflib.get_close_matches(key, keys, n=1):
+            for close in difflib.get_close_matches(key, keys, n=1, cutoff=cutoff):
                 return f"did you mean {close} in [{field.alias or name}]?"
     return None
 
