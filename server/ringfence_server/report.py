@@ -175,7 +175,7 @@ def _cell(entry: Round, holder: Holder) -> GridCell:
             state="void",
             symbol="○",
             label="void",
-            sentence=f"{start} permitted, but the round was not committed: the model did not change.",
+            sentence=f"{start} permitted, but {words.not_committed(entry)}",
         )
     return GridCell(state="absent", symbol="·", label="", sentence=f"{start} not asked.")
 

@@ -55,11 +55,12 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One attempt at one round."""
+    """One attempt at one round. `reason` says why it was not committed, where the summary does."""
 
     number: int
     attempt: int
     committed: bool
+    reason: str
     cohort: tuple[str, ...]
     refusals: tuple[Refusal, ...]
     rejections: tuple[Rejection, ...]
@@ -294,6 +295,7 @@ def _round(entry: Mapping[str, Any], *, number: int, is_last: bool) -> Round:
         number=number,
         attempt=_whole(entry.get("attempt")) or 1,
         committed=is_last and bool(contributed) and entry.get("committed") is not False,
+        reason=_text(entry.get("reason")),
         cohort=cohort,
         refusals=tuple(_refusal(item) for item in _mappings(entry.get("refused"))),
         rejections=rejections,

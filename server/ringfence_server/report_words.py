@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
 
-from ringfence_server.report_facts import Reason, Refusal, Run, Scores
+from ringfence_server.report_facts import Reason, Refusal, Round, Run, Scores
 
 NOT_KNOWN: Final = "\N{EN DASH}"
 _SUPERSCRIPT: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -186,6 +186,12 @@ def refusal_stories(run: Run) -> tuple[RefusalStory, ...]:
         )
         for (holder, names), cases in found.items()
     )
+
+
+def not_committed(entry: Round) -> str:
+    """That an attempt changed nothing, and why where that is known."""
+    because = f" ({entry.reason.rstrip('.')})" if entry.reason else ""
+    return f"the round was not committed: the model did not change{because}."
 
 
 def committed_rounds(run: Run) -> int:

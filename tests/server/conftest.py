@@ -74,7 +74,7 @@ def _example():
         {"holder": "budapest", "code": "norm", "reason": "the update's norm is far above what its clipping norm allows"}
     ]
     failed_attempt = copy.deepcopy(rounds[6])
-    failed_attempt.update(metrics=None, epsilon={})
+    failed_attempt.update(metrics=None, epsilon={}, committed=False, reason="the worker was restarted")
     rounds[6]["attempt"] = 2
     rounds.insert(6, failed_attempt)
     last_spent = {

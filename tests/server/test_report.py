@@ -270,7 +270,7 @@ def test_refusals_are_told_as_stories_with_their_rounds(page):
     assert "Budapest refused rounds 11 and 12: revoked" in words
     assert "Zurich and Basel refused rounds 11 and 12: min holders" in words
     assert "Budapest 's update in round 5 was rejected before aggregation: norm" in words
-    assert "Round 7 was not committed: the model did not change." in words
+    assert "Round 7 : the round was not committed: the model did not change (the worker was restarted)." in words
 
 
 # ----------------------------------------------------------------------------- readable
