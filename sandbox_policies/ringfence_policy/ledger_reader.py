@@ -57,8 +57,8 @@ class LedgerReader:
             reserved: Count open reservations too. Without them: what has left the holder or may have.
         """
         counts = self._database.rows(
-            "SELECT mechanism, count(*) FROM hold WHERE dataset_id = ?1 AND (?2 IS NULL OR policy_id = ?2) "
-            "AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved')) GROUP BY mechanism",
+            "SELECT mechanism, uses FROM tally WHERE dataset_id = ?1 AND (?2 IS NULL OR policy_id = ?2) "
+            "AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))",
             (dataset_id, policy_id, reserved),
         )
         return history_of((self._mechanism(digest), count) for digest, count in counts)
@@ -79,7 +79,7 @@ class LedgerReader:
             Unaccountable: The mechanism cannot be analysed together with the history.
         """
         dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
-        rounds = self._rounds(policy_id, reserved=True)
+        rounds = self._rounds(policy, reserved=True)
         dataset_before, dataset_after = self._before_and_after(dataset, mechanism)
         policy_before, policy_after = self._before_and_after(policy, mechanism)
         exceeded = {
@@ -118,7 +118,7 @@ class LedgerReader:
         """
         dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
         return min(
-            max(0, max_rounds - self._rounds(policy_id, reserved=True)),
+            max(0, max_rounds - self._rounds(policy, reserved=True)),
             self._fit(dataset, mechanism, alongside, at_most=at_most),
             self._fit(policy, mechanism, alongside, at_most=at_most),
         )
@@ -156,7 +156,8 @@ class LedgerReader:
 
         Raises:
             LedgerFault: A hold's state is not its last recorded transition, transitions are missing (those cut off at
-                the end are noticed by count), or a row refers to one that is missing.
+                the end are noticed by count), the tally is not the number of holds, or a row refers to one that is
+                missing.
         """
         with self._database.transaction() as connection:
             faults = {
@@ -167,6 +168,13 @@ class LedgerReader:
                 "recorded transitions are missing": connection.execute(
                     "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'hold_transition'), 0) "
                     "- (SELECT count(*) FROM hold_transition)"
+                ),
+                "the tally is not the number of holds": connection.execute(
+                    "SELECT count(*) FROM (SELECT dataset_id, policy_id, mechanism, action, state, count(*) FROM hold "
+                    "GROUP BY 1, 2, 3, 4, 5 EXCEPT SELECT * FROM tally)"
+                ),
+                "the tally counts holds that are not there": connection.execute(
+                    "SELECT (SELECT coalesce(sum(uses), 0) FROM tally) - (SELECT count(*) FROM hold)"
                 ),
                 "a row refers to one that is missing": connection.execute(
                     "SELECT count(*) FROM pragma_foreign_key_check"
@@ -220,14 +228,14 @@ class LedgerReader:
 
     def _policy_meters(self, policy_id: str) -> list[Meter]:
         budget, max_rounds = self._policy_budget(policy_id)
-        spent = self._rounds(policy_id, reserved=False)
+        spent = self._rounds(budget, reserved=False)
         rounds = Meter(
             owner_kind="policy",
             owner_id=policy_id,
             quantity="rounds",
             cap=max_rounds,
             committed=spent,
-            reserved=self._rounds(policy_id, reserved=True) - spent,
+            reserved=self._rounds(budget, reserved=True) - spent,
         )
         return [*self._privacy_meters(budget), rounds]
 
@@ -256,11 +264,11 @@ class LedgerReader:
         )
         return [epsilon, delta]
 
-    def _rounds(self, policy_id: str, *, reserved: bool) -> int:
+    def _rounds(self, policy: Budget, *, reserved: bool) -> int:
         ((count,),) = self._database.rows(
-            "SELECT count(*) FROM hold WHERE policy_id = ?1 AND action = 'train' "
-            "AND (state IN ('sending', 'committed') OR (?2 AND state = 'reserved'))",
-            (policy_id, reserved),
+            "SELECT coalesce(sum(uses), 0) FROM tally WHERE dataset_id = ?1 AND policy_id = ?2 AND action = 'train' "
+            "AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))",
+            (policy.dataset_id, policy.owner_id, reserved),
         )
         return int(count)
 

@@ -57,7 +57,17 @@ _TABLES = (
         CHECK ((state IN ('sending', 'committed')) = (update_digest IS NOT NULL)),
         FOREIGN KEY (policy_id, dataset_id) REFERENCES policy (policy_id, dataset_id)
     ) STRICT""",
-    "CREATE INDEX hold_of_dataset ON hold (dataset_id, policy_id, state, mechanism, action)",
+    # How many holds there are of each sort, kept by the triggers below, so that a round costs the same after ten uses
+    # and after ten thousand. Opening the ledger counts the holds again and refuses any difference.
+    """CREATE TABLE tally (
+        dataset_id TEXT NOT NULL,
+        policy_id TEXT NOT NULL,
+        mechanism TEXT NOT NULL REFERENCES mechanism,
+        action TEXT NOT NULL,
+        state TEXT NOT NULL,
+        uses INTEGER NOT NULL CHECK (uses >= 0),
+        PRIMARY KEY (dataset_id, policy_id, mechanism, action, state)
+    ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX hold_of_run ON hold (run_id, state)",
     """CREATE TABLE hold_transition (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -86,7 +96,9 @@ _RECORD_TRANSITIONS = (
     BEGIN SELECT RAISE(ABORT, 'a hold starts as reserved'); END""",
     """CREATE TRIGGER hold_started AFTER INSERT ON hold
     BEGIN INSERT INTO hold_transition (hold_id, from_state, to_state, detail, at_ms)
-        VALUES (NEW.hold_id, NULL, NEW.state, NEW.detail, NEW.changed_ms); END""",
+        VALUES (NEW.hold_id, NULL, NEW.state, NEW.detail, NEW.changed_ms);
+        INSERT INTO tally VALUES (NEW.dataset_id, NEW.policy_id, NEW.mechanism, NEW.action, NEW.state, 1)
+        ON CONFLICT DO UPDATE SET uses = uses + 1; END""",
     """CREATE TRIGGER hold_moves_forward BEFORE UPDATE ON hold
     WHEN NOT (
         ((OLD.state = 'reserved' AND NEW.state IN ('sending', 'released'))
@@ -98,7 +110,12 @@ _RECORD_TRANSITIONS = (
     BEGIN SELECT RAISE(ABORT, 'a hold moves reserved, sending, committed, or reserved, released; nothing else'); END""",
     """CREATE TRIGGER hold_moved AFTER UPDATE ON hold
     BEGIN INSERT INTO hold_transition (hold_id, from_state, to_state, detail, at_ms)
-        VALUES (NEW.hold_id, OLD.state, NEW.state, NEW.detail, NEW.changed_ms); END""",
+        VALUES (NEW.hold_id, OLD.state, NEW.state, NEW.detail, NEW.changed_ms);
+        UPDATE tally SET uses = uses - 1
+        WHERE (dataset_id, policy_id, mechanism, action, state)
+            = (OLD.dataset_id, OLD.policy_id, OLD.mechanism, OLD.action, OLD.state);
+        INSERT INTO tally VALUES (NEW.dataset_id, NEW.policy_id, NEW.mechanism, NEW.action, NEW.state, 1)
+        ON CONFLICT DO UPDATE SET uses = uses + 1; END""",
     """CREATE TRIGGER dataset_cap_never_rises BEFORE UPDATE ON dataset
     WHEN NEW.epsilon_cap_micro > OLD.epsilon_cap_micro OR NEW.delta_pico <> OLD.delta_pico
         OR NEW.dataset_id <> OLD.dataset_id
@@ -125,5 +142,5 @@ STATEMENTS: tuple[str, ...] = (
         for table in ("dataset_version", "policy_version", "mechanism", "hold_transition")
         for statement in _kept(table, "UPDATE", "DELETE")
     ),
-    *(statement for table in ("dataset", "policy", "hold", "meter") for statement in _kept(table, "DELETE")),
+    *(statement for table in ("dataset", "policy", "hold", "tally", "meter") for statement in _kept(table, "DELETE")),
 )
