@@ -77,13 +77,25 @@ class PrivacyLedger(LedgerReader):
             Whether something new was recorded: a first registration, a new version, or a lower cap.
 
         Raises:
-            TrustRefused: The cap would rise or delta change.
+            TrustRefused: The cap would rise or delta change, or the very same content is registered under another
+                name: a new name must not open a fresh budget for the same people.
             LedgerFault: The ledger cannot record it.
         """
         with self._database.transaction() as connection:
             known = connection.execute(
                 "SELECT epsilon_cap_micro, delta_pico FROM dataset WHERE dataset_id = ?", (dataset_id,)
             ).fetchone()
+            namesake = connection.execute(
+                "SELECT dataset_id FROM dataset_version WHERE fingerprint = ? AND dataset_id <> ?",
+                (fingerprint, dataset_id),
+            ).fetchone()
+            if namesake is not None:
+                raise TrustRefused(
+                    "this content is already registered under another name",
+                    expected=f"dataset {namesake[0]}",
+                    got=f"dataset {dataset_id}",
+                    next_step="use the name under which it was registered: its budget goes with it",
+                )
             if known is None:
                 connection.execute("INSERT INTO dataset VALUES (?, ?, ?)", (dataset_id, epsilon_micro, delta_pico))
             else:

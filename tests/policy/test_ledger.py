@@ -325,6 +325,13 @@ def test_a_new_version_of_a_dataset_inherits_what_was_spent(ledger):
     assert ledger.history("patients") == ((training(), used),)
 
 
+def test_a_new_name_for_the_same_content_opens_no_fresh_budget(ledger):
+    ledger.register_dataset("patients", fingerprint="sha256:two", epsilon_micro=EPSILON, delta_pico=DELTA)
+    for content in ("sha256:one", "sha256:two"):
+        with pytest.raises(TrustRefused, match="another name"):
+            ledger.register_dataset("patients-again", fingerprint=content, epsilon_micro=EPSILON, delta_pico=DELTA)
+
+
 def test_registering_the_same_again_records_nothing(ledger):
     assert not ledger.register_dataset("patients", fingerprint="sha256:one", epsilon_micro=EPSILON, delta_pico=DELTA)
     assert not register_policy(ledger)
@@ -434,6 +441,14 @@ def test_rounds_that_fit_counts_down_with_the_run_and_always_agrees_with_reservi
         spend(ledger, f"run/{number}")
     with pytest.raises(BudgetExhausted):
         reserve(ledger, "one too many")
+
+
+def test_a_short_answer_does_not_stand_for_a_longer_question(ledger):
+    plan = {"dataset_id": "patients", "policy_id": "research", "mechanism": training()}
+    assert ledger.rounds_that_fit(**plan, at_most=2) == 2
+    spend(ledger)
+    fits = accounting.rounds_that_fit((), training(), epsilon_micro=EPSILON, delta_pico=DELTA, at_most=1000)
+    assert ledger.rounds_that_fit(**plan, at_most=1000) == fits - 1
 
 
 def test_another_runs_use_between_rounds_is_noticed(ledger):
