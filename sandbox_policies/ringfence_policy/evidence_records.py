@@ -208,6 +208,10 @@ _READERS: Mapping[type[Record], TypeAdapter[Any]] = {
 }
 
 
+HOLDER_RECORDS = tuple(_AT_HOLDER.values())
+COORDINATOR_RECORDS = tuple(_AT_COORDINATOR.values())
+
+
 def parse_record(record: Mapping[str, Any]) -> Record:
     """Read one record of either kind of log. A decision or checkpoint that names a holder is the coordinator's.
 

@@ -233,6 +233,14 @@ class UnverifiedToken:
     kid: str
     type: DocumentType
 
+    def claimed(self) -> dict[str, Any]:
+        """What the payload says, unverified: for finding out what to verify it against, and for nothing else.
+
+        Raises:
+            TrustRefused: The payload is not a canonical JSON object.
+        """
+        return _as_document(canonical.decode(_from_base64url(self.text.split(".")[1])), self.type)
+
 
 def sign(document: Mapping[str, Any], *, type: DocumentType, key: SigningKey) -> str:  # noqa: A002 (JOSE's own word)
     """Sign a document as a compact JWS. The same document, type and key always give the same token.
@@ -301,10 +309,13 @@ def open_signed(token: str | UnverifiedToken, *, type: DocumentType, key: Public
         ).payload
     except (JoseError, ValueError, TypeError):
         raise refusal(TrustReason.SIGNATURE, expected=f"a signature by {key.kid}", where=type.value) from None
-    document = canonical.decode(payload)
-    if not isinstance(document, dict):
-        raise refusal(TrustReason.WRONG_SHAPE, expected="a JSON object", where=type.value)
-    return document
+    return _as_document(canonical.decode(payload), type)
+
+
+def _as_document(payload: Any, document_type: DocumentType) -> dict[str, Any]:
+    if not isinstance(payload, dict):
+        raise refusal(TrustReason.WRONG_SHAPE, expected="a JSON object", where=document_type.value)
+    return payload
 
 
 @cache

@@ -1,0 +1,338 @@
+"""Whether every use in a run was permitted, by decisions that come out the same when they are made again.
+
+A recorded decision carries its public facts and names the signed policy it was made under. Both are taken here, the
+facts are held against the signed plan, and the gate decides once more. What only the holder saw (the count of records)
+is not judged: a holder's word stands for it, under a salted digest it can later be held to.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from ringfence_policy import canonical
+from ringfence_policy.clauses import CLAUSES
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.documents import RevokedPolicy
+from ringfence_policy.evidence_papers import Entry, Evidence, HolderEvidence
+from ringfence_policy.evidence_records import (
+    CoordinatorDecision,
+    Evaluated,
+    HolderDecision,
+    ModelReleased,
+    Revoked,
+    RoundCommitted,
+    Sent,
+)
+from ringfence_policy.evidence_rounds import select
+from ringfence_policy.facts import Cost, use_request
+from ringfence_policy.gate import PolicyGate
+from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.request import RoundRequest
+from ringfence_policy.verification import Findings, Report, attempt
+from ringfence_policy.vocabulary import Evaluation, OnRevoke
+
+_AT_HOLDER = frozenset({Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD, Point.RELEASE})
+_AT_COORDINATOR = frozenset({Point.COORDINATOR, Point.RELEASE})
+_UNSIGNED = frozenset({"no-policy", "signature", "plan"})
+_HOUR_MS = 60 * 60 * 1000
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A recorded decision that could be read, with the request it was made on."""
+
+    entry: Entry
+    holder_id: str
+    action: str
+    hold_id: str
+    decision: Decision
+    request: RoundRequest | None
+
+
+@dataclass
+class _Judge:
+    """Decides again. Gates are compiled once per policy."""
+
+    evidence: Evidence
+    report: Report
+    gates: dict[str, PolicyGate] = field(default_factory=dict)
+
+    def judge(self, entry: Entry, record: HolderDecision | CoordinatorDecision, holder_id: str) -> Judged:
+        """Read one recorded decision and decide it again; what differs is reported."""
+        decision = Decision.from_document(record.decision)
+        points = _AT_HOLDER if isinstance(record, HolderDecision) else _AT_COORDINATOR
+        if decision.point not in points:
+            self.report(f"{entry}: decided at {decision.point.value}, which is not this side's to decide")
+        hold_id = record.hold_id if isinstance(record, HolderDecision) else ""
+        if record.inputs is None:
+            if decision.permitted:
+                self.report(f"{entry}: a permit without the facts it was given on")
+            return Judged(entry, holder_id, record.action, hold_id, decision, None)
+        request = RoundRequest.from_public_facts(record.inputs)
+        if canonical.digest(record.inputs) != decision.inputs_digest:
+            self.report(f"{entry}: the facts are not the ones that were decided on")
+        if request.action.value != record.action:
+            self.report(f"{entry}: recorded as {record.action}, decided as {request.action.value}")
+        if abs(_milliseconds(request) - record.at_ms) > _HOUR_MS:
+            self.report(f"{entry}: decided for {request.now.isoformat()}, more than an hour off its record")
+        self._decide_again(entry, record, holder_id, decision, request)
+        return Judged(entry, holder_id, record.action, hold_id, decision, request)
+
+    def _decide_again(
+        self,
+        entry: Entry,
+        record: HolderDecision | CoordinatorDecision,
+        holder_id: str,
+        decision: Decision,
+        request: RoundRequest,
+    ) -> None:
+        if not decision.permitted and (decision.policy is None or _UNSIGNED & set(decision.clauses)):
+            return  # refused before its policy or plan was trusted, so there are no signed terms to decide it by
+        signed = self.evidence.holders[holder_id].policies.get(str(decision.policy))
+        if signed is None:
+            self.report(f"{entry}: decided under policy {decision.policy}, which holder {holder_id} did not sign here")
+            return
+        if decision.policy_digest != signed.policy.digest:
+            self.report(f"{entry}: decided under another text of policy {decision.policy} than the signed one")
+            return
+        if isinstance(record, HolderDecision) and record.policy_key_id != signed.key_id:
+            self.report(
+                f"{entry}: names key {record.policy_key_id}; policy {decision.policy} is signed by {signed.key_id}"
+            )
+        for name in _differences(request, _as_planned(self.evidence.plan, signed.policy, request)):
+            self.report(f"{entry}: {name} is not what the signed plan and policy say")
+        gate = self.gates.setdefault(signed.policy.digest, PolicyGate(signed.policy))
+        again = gate.redecide(request, point=decision.point)
+        missing = sorted(set(again.clauses) - set(decision.clauses))
+        if missing and decision.permitted:
+            self.report(f"{entry}: a permit, but the policy refuses these facts: {', '.join(missing)}")
+        elif missing:
+            self.report(f"{entry}: the denial leaves out {', '.join(missing)}")
+        judgeable = CLAUSES.keys() - set(again.not_judged)
+        made_up = sorted((set(decision.clauses) & judgeable) - set(again.clauses))
+        if made_up:
+            self.report(f"{entry}: a denial for {', '.join(made_up)}, which the policy does not refuse on these facts")
+
+
+def check_decisions(evidence: Evidence, findings: Findings) -> None:
+    """Decide everything again, then hold every use against the decisions that came before it."""
+    judged: list[Judged] = []
+    with findings.checking("decisions", passed="every decision comes out the same when it is made again") as report:
+        judged = _judge_all(evidence, report)
+    with findings.checking("permits", passed="every use has its permit at every point it must pass") as report:
+        for holder in evidence.holders.values():
+            _check_uses(evidence, holder, judged, report)
+        _check_asked(evidence, judged, report)
+        _check_cohort_size(evidence, judged, report)
+        _check_release(evidence, judged, report)
+    with findings.checking(
+        "revocation", passed="nothing was used after its holder knew the policy was revoked"
+    ) as report:
+        for holder in evidence.holders.values():
+            _check_revocations(holder, judged, report)
+    with findings.checking("rehearsal", passed=_privacy_words(evidence)) as report:
+        _check_rehearsal(evidence, report)
+
+
+def _judge_all(evidence: Evidence, report: Report) -> list[Judged]:
+    judge = _Judge(evidence, report)
+    recorded: list[tuple[Entry, HolderDecision | CoordinatorDecision, str]] = []
+    for holder_id, holder in evidence.holders.items():
+        newest: dict[str, int] = {}
+        for entry, record in select(holder.log.entries, HolderDecision):
+            if record.run == evidence.run_id:
+                recorded.append((entry, record, holder_id))
+            _check_forward(entry, record, newest, report)
+    for entry, asked in select(evidence.of_run, CoordinatorDecision):
+        if asked.holder in evidence.holders:
+            recorded.append((entry, asked, asked.holder))
+        else:
+            report(f"{entry}: is about holder {asked.holder}, whose papers are not here")
+    judged = [attempt(judge.judge, *one, report=report, where=str(one[0])) for one in recorded]
+    return [one for one in judged if one is not None]
+
+
+def _check_forward(entry: Entry, record: HolderDecision, newest: dict[str, int], report: Report) -> None:
+    name, _, version = str(record.decision.get("policy")).rpartition("@")
+    if record.decision.get("effect") != "permit":
+        return
+    if not version.isdecimal() or int(version) < newest.get(name, 0):
+        report(f"{entry}: permits under {name}@{version}, though version {newest.get(name)} had been in force")
+        return
+    newest[name] = int(version)
+    if record.status_seq is None or record.status_seq < newest.get("", 0):
+        report(f"{entry}: permits under status {record.status_seq}, though status {newest.get('')} had been seen")
+        return
+    newest[""] = record.status_seq
+
+
+def _permits(entries: Iterable[Entry]) -> dict[tuple[str, int, str, str, str], int]:
+    """Where the holder's own permits stand: (run, round, action, hold id, point) -> position of the first."""
+    found: dict[tuple[str, int, str, str, str], int] = {}
+    for entry, record in select(entries, HolderDecision):
+        if record.decision.get("effect") == "permit":
+            key = (record.run, record.round, record.action, record.hold_id, str(record.decision.get("point")))
+            found.setdefault(key, entry.position)
+    return found
+
+
+def _check_uses(evidence: Evidence, holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
+    permits = _permits(holder.log.entries)
+    for entry, sent in select(holder.log.entries, Sent):
+        for point in (Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD):
+            at = permits.get((sent.run, sent.round, "train", sent.hold_id, point.value))
+            if at is None or at > entry.position:
+                report(f"{entry}: sent without a permit at {point.value} for hold {sent.hold_id}")
+        if sent.run == evidence.run_id and sent.weight != evidence.plan.holders[holder.holder_id].weight:
+            report(f"{entry}: weighs {sent.weight}, the plan says {evidence.plan.holders[holder.holder_id].weight}")
+    for entry, use in select(holder.log.entries, Evaluated):
+        at = permits.get((use.run, use.round, "evaluate", use.hold_id, Point.BEFORE_TRAINING.value))
+        if at is None or at > entry.position:
+            report(f"{entry}: measured without a permit at {Point.BEFORE_TRAINING.value}")
+        wanted = Evaluation.EXACT if use.mechanism is None else Evaluation.PRIVATE
+        asked = [one for one in judged if one.action == "evaluate" and one.entry.owner == entry.owner]
+        for one in asked:
+            same = (one.entry.record.round, one.hold_id) == (use.round, use.hold_id) and use.run == evidence.run_id
+            if same and one.decision.permitted and one.request is not None and one.request.evaluation is not wanted:
+                report(
+                    f"{entry}: measured as {wanted.value}, permitted as {one.request.evaluation.value} ({one.entry})"
+                )
+
+
+def _asked(judged: Iterable[Judged], action: str) -> dict[int, set[str]]:
+    """Whom the coordinator's gate let through, by round."""
+    found: dict[int, set[str]] = {}
+    for one in judged:
+        if one.action == action and one.decision.permitted and one.decision.point is Point.COORDINATOR:
+            found.setdefault(one.entry.record.round, set()).add(one.holder_id)
+    return found
+
+
+def _check_asked(evidence: Evidence, judged: Sequence[Judged], report: Report) -> None:
+    asked = _asked(judged, "train")
+    for entry, commit in select(evidence.of_run, RoundCommitted):
+        for holder in sorted(set(commit.cohort) - asked.get(commit.round, set())):
+            report(f"{entry}: holder {holder} is in the cohort without a permit at {Point.COORDINATOR.value}")
+    for holder_id, own in evidence.holders.items():
+        for entry, sent in select(own.log.entries, Sent):
+            if sent.run == evidence.run_id and holder_id not in asked.get(sent.round, set()):
+                report(f"{entry}: sent, though the coordinator's log has no permit at {Point.COORDINATOR.value}")
+
+
+def _check_cohort_size(evidence: Evidence, judged: Sequence[Judged], report: Report) -> None:
+    for action in ("train", "evaluate"):
+        asked = _asked(judged, action)
+        for one in judged:
+            if one.action != action or not one.decision.permitted or one.request is None:
+                continue
+            known = len(asked.get(one.entry.record.round, evidence.plan.holders))
+            if one.request.holders > known:
+                report(
+                    f"{one.entry}: decided for a cohort of {one.request.holders} holders, "
+                    f"but only {known} were let through in this round"
+                )
+
+
+def _check_release(evidence: Evidence, judged: Sequence[Judged], report: Report) -> None:
+    contributors = {holder for _, commit in select(evidence.of_run, RoundCommitted) for holder in commit.cohort}
+    for entry, _ in select(evidence.of_run, ModelReleased):
+        for holder in sorted(contributors):
+            own = [
+                one
+                for one in judged
+                if (one.entry.owner, one.action, one.decision.point) == (f"holder {holder}", "release", Point.RELEASE)
+            ]
+            if not own or not own[-1].decision.permitted:
+                report(f"{entry}: holder {holder} contributed, and its log has no permit to release")
+
+
+def _check_revocations(holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
+    status = holder.status
+    revoked = {entry.policy_id: entry for entry in status.revoked} if status is not None else {}
+    learnt = {record.policy_id: entry for entry, record in reversed(select(holder.log.entries, Revoked))}
+    for one in judged:
+        record = one.entry.record
+        if not isinstance(record, HolderDecision) or one.holder_id != holder.holder_id:
+            continue
+        if not one.decision.permitted or one.action == "release":
+            continue
+        policy_id = str(one.decision.policy).rpartition("@")[0]
+        if status is not None and (record.status_seq or 0) > status.seq:
+            report(f"{one.entry}: names status {record.status_seq}, newer than the newest one here ({status.seq})")
+        withdrawn = revoked.get(policy_id)
+        if withdrawn is None or status is None or _may_finish(one, withdrawn):
+            continue
+        known_at = learnt.get(policy_id)
+        lifetime = status.good_until_ms - status.issued_ms
+        if known_at is not None and known_at.position < one.entry.position:
+            report(f"{one.entry}: permitted after the node knew that {policy_id} was revoked ({known_at})")
+        elif record.status_seq == status.seq:
+            report(f"{one.entry}: permitted under status {status.seq}, which revokes {policy_id}")
+        elif record.at_ms >= withdrawn.at_ms + lifetime:
+            report(f"{one.entry}: permitted more than a status's lifetime after {policy_id} was revoked")
+
+
+def _may_finish(one: Judged, withdrawn: RevokedPolicy) -> bool:
+    return withdrawn.on_revoke == OnRevoke.FINISH_ROUND.value and one.decision.point is Point.BEFORE_UPLOAD
+
+
+def _seeded(evidence: Evidence, *, of_run: bool) -> list[Entry]:
+    return [
+        entry
+        for holder in evidence.holders.values()
+        for entry in holder.log.entries
+        if isinstance(entry.record, Sent | Evaluated)
+        and entry.record.noise_source == "seeded"
+        and (entry.record.run == evidence.run_id) is of_run
+    ]
+
+
+def is_rehearsal(evidence: Evidence) -> bool:
+    """Whether anything in the bundle says that the run was not private."""
+    return evidence.manifest.rehearsal or evidence.plan.rehearsal or bool(_seeded(evidence, of_run=True))
+
+
+def _privacy_words(evidence: Evidence) -> str:
+    words = "REHEARSAL: this run was NOT PRIVATE, and says so" if is_rehearsal(evidence) else "no rehearsal"
+    earlier = _seeded(evidence, of_run=False)
+    if earlier:
+        words += f"; but {len(earlier)} uses in other runs were rehearsals and NOT PRIVATE ({earlier[0]} is the first)"
+    return words
+
+
+def _check_rehearsal(evidence: Evidence, report: Report) -> None:
+    if evidence.manifest.rehearsal != evidence.plan.rehearsal:
+        report("the manifest and the signed plan disagree on whether this run was a rehearsal")
+    if not (evidence.manifest.rehearsal and evidence.plan.rehearsal):
+        for entry in _seeded(evidence, of_run=True):
+            report(f"{entry}: used predictable noise, so it was NOT PRIVATE; the bundle does not say so")
+
+
+def _as_planned(plan: TrainingPlan, policy: UsagePolicy, request: RoundRequest) -> RoundRequest:
+    """The request that plan and policy give, with the numbers of `request`: everything else must be equal."""
+    return use_request(
+        plan,
+        policy,
+        action=request.action,
+        now_ms=_milliseconds(request),
+        cohort_size=request.holders,
+        cost=Cost(
+            rounds_used=request.rounds_used,
+            epsilon_after_micro=request.epsilon_after_micro,
+            epsilon_cost_micro=request.epsilon_cost_micro,
+        ),
+        evaluation=request.evaluation,
+        revoked=request.revoked,
+        status_fresh=request.status_fresh,
+    )
+
+
+def _differences(found: RoundRequest, expected: RoundRequest) -> list[str]:
+    ours, theirs = expected.public_facts(), found.public_facts()
+    return [name for name in ours if ours[name] != theirs[name]]
+
+
+def _milliseconds(request: RoundRequest) -> int:
+    since = request.now - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(milliseconds=1)

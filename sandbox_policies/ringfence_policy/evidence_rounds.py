@@ -1,0 +1,238 @@
+"""Whether the coordinator's account of a run and the holders' accounts of it are the same account.
+
+Round by round: what the coordinator committed is what those holders sent, what they sent is answered for, nobody was
+left out without a reason, each update started from the model before it, and the file at the end is the released model.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from ringfence_policy import bundle_layout as layout
+from ringfence_policy import canonical
+from ringfence_policy.evidence_papers import Entry, Evidence
+from ringfence_policy.evidence_records import (
+    CoordinatorDecision,
+    Evaluated,
+    HolderDecision,
+    HoldReleased,
+    ModelReleased,
+    PlanShown,
+    Record,
+    Resumed,
+    RoundCommitted,
+    RunStarted,
+    Sent,
+    UpdateReceived,
+    UpdateRefused,
+)
+from ringfence_policy.verification import Findings, Report
+
+R = TypeVar("R", bound=Record)
+
+
+def check_rounds(evidence: Evidence, findings: Findings) -> None:
+    """Hold the coordinator's log of the run against the holders' logs."""
+    commits = select(evidence.of_run, RoundCommitted)
+    sent = {
+        holder: select((entry for entry in one.log.entries if entry.record.run == evidence.run_id), Sent)
+        for holder, one in evidence.holders.items()
+    }
+    with findings.checking(
+        "course of the run", passed=f"{len(commits)} rounds, in order, under the signed plan"
+    ) as report:
+        _check_course(evidence, commits, sent, report)
+    with findings.checking(
+        "cohorts", passed="every committed update is one that its holder recorded sending"
+    ) as report:
+        for entry, commit in commits:
+            _check_cohort(evidence, entry, commit, sent, report)
+    with findings.checking("nothing hidden", passed="every update sent is answered for by the coordinator") as report:
+        _check_answered(evidence, commits, sent, report)
+    with findings.checking(
+        "model", passed="each update started from the model before it; the file is the result"
+    ) as report:
+        _check_models(evidence, commits, report)
+
+
+def select(entries: Iterable[Entry], kind: type[R]) -> list[tuple[Entry, R]]:
+    """The records of one kind, each with its place."""
+    return [(entry, entry.record) for entry in entries if isinstance(entry.record, kind)]
+
+
+def _check_course(
+    evidence: Evidence,
+    commits: Sequence[tuple[Entry, RoundCommitted]],
+    sent: Mapping[str, Sequence[tuple[Entry, Sent]]],
+    report: Report,
+) -> None:
+    started = select(evidence.of_run, RunStarted)
+    if len(started) != 1:
+        report(f"coordinator: run {evidence.run_id} is recorded as started {len(started)} times, not once")
+    for entry, start in started:
+        if start.plan_digest != evidence.plan_digest:
+            report(f"{entry}: started under another plan than the signed one here")
+        if sorted(start.holders) != sorted(evidence.plan.holders):
+            report(f"{entry}: started with other holders than the plan's")
+        if commits and commits[0][0].position < entry.position:
+            report(f"{entry}: a round was committed before the run started")
+    _check_order(evidence, commits, report)
+    for holder, of_holder in sent.items():
+        shown = [
+            at.position
+            for at, one in select(evidence.holders[holder].log.entries, PlanShown)
+            if (one.run, one.plan_digest) == (evidence.run_id, evidence.plan_digest)
+        ]
+        for entry, _ in of_holder:
+            if not shown or entry.position < shown[0]:
+                report(f"{entry}: sent for a plan that the holder never recorded being shown")
+
+
+def _check_order(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommitted]], report: Report) -> None:
+    done = 0
+    last = evidence.plan.terms.training.rounds
+    for entry, commit in commits:
+        if not done < commit.round <= last:
+            report(f"{entry}: rounds must rise, from 1 to {last}; the one before was {done}")
+        done = max(done, commit.round)
+    for entry, resumed in select(evidence.of_run, Resumed):
+        before = [commit.round for at, commit in commits if at.position < entry.position]
+        if before and resumed.from_round <= before[-1]:
+            report(f"{entry}: resumed from round {resumed.from_round}, though round {before[-1]} was committed")
+
+
+def _check_cohort(
+    evidence: Evidence,
+    entry: Entry,
+    commit: RoundCommitted,
+    sent: Mapping[str, Sequence[tuple[Entry, Sent]]],
+    report: Report,
+) -> None:
+    if sorted(commit.updates) != sorted(set(commit.cohort)) or len(set(commit.cohort)) != len(commit.cohort):
+        report(f"{entry}: the cohort {', '.join(commit.cohort)} and the updates of {', '.join(commit.updates)} differ")
+    received = select(evidence.of_run, UpdateReceived)
+    for holder, digest in sorted(commit.updates.items()):
+        matching = [one for _, one in sent.get(holder, ()) if (one.round, one.update_digest) == (commit.round, digest)]
+        if not matching:
+            others = [one.update_digest for _, one in sent.get(holder, ()) if one.round == commit.round]
+            said = f"its log says {', '.join(others)}" if others else "its log has no update in this round"
+            report(f"{entry}: commits update {digest} of holder {holder}, but {said}")
+            continue
+        holds = {one.hold_id for one in matching}
+        if not any(
+            (one.holder, one.round, one.update_digest) == (holder, commit.round, digest) and one.hold_id in holds
+            for at, one in received
+            if at.position < entry.position
+        ):
+            report(f"{entry}: commits an update of holder {holder} that the coordinator did not record receiving")
+    for holder in sorted(evidence.plan.holders):
+        if holder not in commit.cohort:
+            _check_left_out(evidence, entry, commit, holder, report)
+        elif holder in commit.refused:
+            report(f"{entry}: holder {holder} stands both in the cohort and among the refusals")
+
+
+def _check_left_out(evidence: Evidence, entry: Entry, commit: RoundCommitted, holder: str, report: Report) -> None:
+    denials = _denials(evidence, holder, commit.round)
+    was_refused = any(
+        (one.holder, one.round) == (holder, commit.round) for _, one in select(evidence.of_run, UpdateRefused)
+    )
+    if not denials and not was_refused:
+        report(f"{entry}: holder {holder} is not in the cohort, and no log has a denial or a refused update to say why")
+    elif denials and not was_refused:
+        known = {clause for clauses in denials for clause in clauses}
+        made_up = sorted(set(commit.refused.get(holder, ())) - known)
+        if made_up:
+            report(f"{entry}: holder {holder} is said to fail {', '.join(made_up)}; its decisions do not say so")
+
+
+def _denials(evidence: Evidence, holder: str, round_number: int) -> list[list[str]]:
+    own = evidence.holders[holder].log.entries if holder in evidence.holders else ()
+    documents = [one.decision for at, one in select(own, HolderDecision) if _is_of(at, evidence, round_number)]
+    documents += [
+        one.decision
+        for at, one in select(evidence.of_run, CoordinatorDecision)
+        if one.holder == holder and _is_of(at, evidence, round_number)
+    ]
+    return [
+        [str(failed["clause"]) for failed in document["failed"]]
+        for document in documents
+        if document.get("effect") == "deny"
+    ]
+
+
+def _is_of(entry: Entry, evidence: Evidence, round_number: int) -> bool:
+    return entry.record.run == evidence.run_id and entry.record.round == round_number
+
+
+def _check_answered(
+    evidence: Evidence,
+    commits: Sequence[tuple[Entry, RoundCommitted]],
+    sent: Mapping[str, Sequence[tuple[Entry, Sent]]],
+    report: Report,
+) -> None:
+    received = select(evidence.of_run, UpdateReceived)
+    refused = {(one.holder, one.round) for _, one in select(evidence.of_run, UpdateRefused)}
+    resumed = select(evidence.of_run, Resumed)
+    of_hold = {(one.holder, one.hold_id): one for _, one in received}
+    for holder, of_holder in sent.items():
+        seen: set[str] = set()
+        for entry, one in of_holder:
+            answer = of_hold.get((holder, one.hold_id))
+            excused = (holder, one.round) in refused or any(again.from_round <= one.round for _, again in resumed)
+            if one.hold_id in seen:
+                report(f"{entry}: a second update under hold {one.hold_id}")
+            if answer is None and not excused:
+                report(f"{entry}: the coordinator's log says nothing of this update: neither received nor refused")
+            elif answer is not None and answer.update_digest != one.update_digest:
+                report(f"{entry}: the coordinator recorded another update for hold {one.hold_id}")
+            seen.add(one.hold_id)
+        own = evidence.holders[holder].log.entries
+        for entry, released in select(own, HoldReleased):
+            if released.hold_id in seen:
+                report(f"{entry}: gives back hold {released.hold_id}, of which an update had left")
+    cohorts = {commit.round: commit.cohort for _, commit in commits}
+    for entry, came in received:
+        excused = (came.holder, came.round) in refused or any(
+            at.position > entry.position and again.from_round <= came.round for at, again in resumed
+        )
+        if came.round in cohorts and came.holder not in cohorts[came.round] and not excused:
+            report(f"{entry}: received from holder {came.holder}, then left out of the round without a reason")
+
+
+def _check_models(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommitted]], report: Report) -> None:
+    first = [start.model_digest for _, start in select(evidence.of_run, RunStarted)]
+    models = {0: first[0] if first else "", **{commit.round: commit.model_digest for _, commit in commits}}
+    released = select(evidence.of_run, ModelReleased)
+    known = {*models.values(), *(one.model_digest for _, one in released)}
+    for holder in evidence.holders.values():
+        ours = [entry for entry in holder.log.entries if entry.record.run == evidence.run_id]
+        for entry, sent in select(ours, Sent):
+            expected = models[max(number for number in models if number < max(sent.round, 1))]
+            if sent.base_model_digest != expected:
+                report(f"{entry}: started from model {sent.base_model_digest}, but the model before was {expected}")
+        for entry, evaluated in select(ours, Evaluated):
+            if evaluated.base_model_digest not in known:
+                report(f"{entry}: measured model {evaluated.base_model_digest}, which is none of this run's")
+    _check_released(evidence, commits, report)
+
+
+def _check_released(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommitted]], report: Report) -> None:
+    released = select(evidence.of_run, ModelReleased)
+    data = evidence.files.get(layout.MODEL)
+    file_digest = None if data is None else canonical.digest_bytes(data)
+    if len(released) > 1:
+        report(f"{released[1][0]}: a second model is released")
+    if not released:
+        expected_file = commits[-1][1].model_digest if commits else None
+        if file_digest not in (None, expected_file):
+            report(f"{layout.MODEL}: nothing was released, and this is not the last round's model")
+        return
+    entry, release = released[-1]
+    if release.model_digest != file_digest:
+        report(f"{layout.MODEL}: is {file_digest or 'missing'}, but {entry} says {release.model_digest}")
+    committed = {commit.round for _, commit in commits}
+    listed = set(release.rounds) if isinstance(release.rounds, tuple) else committed
+    if not listed <= committed or (isinstance(release.rounds, int) and release.rounds > len(committed)):
+        report(f"{entry}: is made of rounds that were never committed")
+    if commits and commits[-1][0].position > entry.position:
+        report(f"{commits[-1][0]}: committed after the model was released")
