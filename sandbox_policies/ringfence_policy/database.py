@@ -11,6 +11,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from ringfence_policy.errors import LedgerFault
 
 APPLICATION_ID = 0x52464C44  # "RFLD" in the SQLite header: another program's database is refused, not extended
 BUSY_TIMEOUT_SECONDS = 30.0
+_OPENING = threading.Lock()  # one thread at a time creates the file; see _make_private
 _PARTS_TABLE = "CREATE TABLE IF NOT EXISTS schema_part (part TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
 
 
@@ -54,7 +56,7 @@ class Database:
             LedgerFault: The file is missing (`must_exist`), not writable, not a SQLite database, corrupt, another
                 program's, or on a file system without the locks that write-ahead logging needs.
         """
-        with _faults(path):
+        with _OPENING, _faults(path):
             try:
                 _make_private(path, must_exist=must_exist)
             except OSError as error:
@@ -63,7 +65,7 @@ class Database:
                 path, timeout=busy_timeout_seconds, isolation_level=None, check_same_thread=False
             )
             try:
-                _prepare(connection, path)
+                _prepare_in_turn(connection, path, patience_seconds=busy_timeout_seconds)
             except BaseException:
                 connection.close()
                 raise
@@ -171,19 +173,33 @@ class Database:
 
 def _make_private(path: Path, *, must_exist: bool) -> None:
     # SQLite gives its -wal and -shm files the mode of the main file, so the main file's mode must be right first.
+    # An existing file is never opened here: closing it would drop the locks that another connection of this process
+    # holds on it (sqlite.org/howtocorrupt.html, section 2.2).
     if not must_exist:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    flags = os.O_RDWR | os.O_CLOEXEC | (0 if must_exist else os.O_CREAT)
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)
+
+
+def _prepare_in_turn(connection: sqlite3.Connection, path: Path, *, patience_seconds: float) -> None:
+    # While one process turns a new file to write-ahead logging, SQLite tells the others "busy" without waiting.
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            return _prepare(connection, path)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            _undo(connection, "ROLLBACK")
+        time.sleep(0.01)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    found = connection.execute("PRAGMA application_id").fetchone()[0]
+    connection.execute("BEGIN")  # one state for both: another process may be setting the file up right now
     empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    found = connection.execute("PRAGMA application_id").fetchone()[0]
+    connection.execute("COMMIT")
     if found != APPLICATION_ID and not (found == 0 and empty):
         raise LedgerFault(
             "this database is not a Ringfence ledger",

@@ -198,6 +198,64 @@ def test_a_closed_database_is_a_ledger_fault(database):
     database.close()
 
 
+def test_opening_a_second_connection_keeps_the_first_ones_locks(database):
+    """POSIX drops all of a process's locks on a file when it closes any descriptor of it."""
+    other = (
+        "import pathlib, sys\n"
+        "from ringfence_policy.database import Database\n"
+        "database = Database.open(pathlib.Path(sys.argv[1]), busy_timeout_seconds=0.05)\n"
+        "with database.transaction():\n"
+        "    pass\n"
+    )
+    with database.transaction() as connection:
+        write(connection, "first")
+        locks = held_locks(database.path)
+        Database.open(database.path).close()
+        assert held_locks(database.path) == locks
+        done = subprocess.run(
+            [sys.executable, "-c", other, str(database.path)], check=False, timeout=60, capture_output=True, text=True
+        )
+        assert "database is locked" in done.stderr
+    assert notes(database) == ["first"]
+
+
+def held_locks(path):
+    """How many POSIX locks this process holds on the file, as the kernel lists them."""
+    inode = f":{path.stat().st_ino} "
+    with open("/proc/locks", encoding="ascii") as locks:  # noqa: PTH123 - no file on a disk
+        return sum(inode in line and f" {os.getpid()} " in line for line in locks)
+
+
+def test_eight_processes_may_create_the_same_database_at_once(tmp_path):
+    script = (
+        "import pathlib, sys\n"
+        "from ringfence_policy.database import Database\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "database = Database.open(pathlib.Path(sys.argv[1]))\n"
+        "database.install('notes', version=1, statements=['CREATE TABLE note (text TEXT)'])\n"
+        "with database.transaction() as connection:\n"
+        "    connection.execute(\"INSERT INTO note VALUES ('one each')\")\n"
+    )
+    path = tmp_path / "holder" / "ledger.db"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(8)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in processes] == [0] * 8
+    with Database.open(path) as database:
+        assert notes(database) == ["one each"] * 8
+
+
 def test_threads_of_one_process_take_turns(database):
     barrier = threading.Barrier(4)
 
