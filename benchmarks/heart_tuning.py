@@ -5,7 +5,7 @@
 A simulated consortium knows what is public before a run: the schema (columns, bounds, vocabularies) and the holders'
 declared weights. Everything else is drawn at random, anew for each of many worlds: how common the disease is at each
 holder, where each attribute lies, and how far the disease shifts it. Each setting then trains every world with the
-product's own trainer, mechanism and calibration, and is ranked by the mean of accuracy and AUC on the worlds' test rows.
+product's own trainer, mechanism and calibration, and is ranked by the mean of accuracy and AUC on its test rows.
 """
 
 import argparse
@@ -56,10 +56,10 @@ def _simulated_column(column: Any, world: np.random.Generator) -> Any:
             return number
         case BinaryColumn() | CategoryColumn():
             values = 2 if isinstance(column, BinaryColumn) else len(column.values)
-            base, shift = world.normal(0, 0.7, values), world.normal(0, 1.0, values)
+            base, per_value = world.normal(0, 0.7, values), world.normal(0, 1.0, values)
 
             def choice(sick: Any, rows: np.random.Generator) -> Any:
-                odds = np.exp(base + shift * (sick[:, None] - 0.5))
+                odds = np.exp(base + per_value * (sick[:, None] - 0.5))
                 chosen = (np.cumsum(odds, axis=1) / odds.sum(axis=1, keepdims=True) < rows.random((len(sick), 1))).sum(
                     1
                 )

@@ -5,8 +5,10 @@ file holds: not a value, not a header it should not have (a file without a heade
 """
 
 import contextlib
+import csv
 import hashlib
 import hmac
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -160,8 +162,12 @@ def _read(path: Path) -> pl.DataFrame:
     """Read the file as it is: text columns out of CSV, typed ones out of Parquet."""
     frame = None
     # The reader's own message may quote a line of the file: it is dropped, with its traceback.
-    with contextlib.suppress(OSError, ValueError, pl.exceptions.PolarsError):
-        frame = pl.read_csv(path, infer_schema=False) if path.suffix == ".csv" else pl.read_parquet(path)
+    with contextlib.suppress(OSError, ValueError, csv.Error, pl.exceptions.PolarsError):
+        content = path.read_bytes()
+        if path.suffix != ".csv":
+            frame = pl.read_parquet(io.BytesIO(content))
+        elif _is_rectangular(content.decode("utf-8")):
+            frame = pl.read_csv(io.BytesIO(content), infer_schema=False)
     if frame is None:
         raise DataInvalid(
             "the data file cannot be read",
@@ -169,6 +175,12 @@ def _read(path: Path) -> pl.DataFrame:
             where=str(path),
         )
     return frame
+
+
+def _is_rectangular(text: str) -> bool:
+    """Whether every line has as many fields as the first. Polars would take a line cut short as absent values."""
+    widths = {len(row) for row in csv.reader(io.StringIO(text, newline=""), strict=True)}
+    return len(widths) == 1 and 0 not in widths
 
 
 def _check_columns(frame: pl.DataFrame, schema: DatasetSchema, path: Path) -> None:
