@@ -104,7 +104,8 @@ def import_odrl(document: object, *, source: str = "ODRL") -> UsagePolicy:
     values = reader.permission(top["permission"])
     for key in ("never", "not_purposes"):
         values.setdefault(key, [])
-    reader.prohibitions(top.get("prohibition", []), values)
+    if "prohibition" in top:
+        reader.prohibitions(top["prohibition"], values)
     name = _POLICY_URN.fullmatch(str(top["@id"]))
     if name is None:
         reader.refuse("@id", "urn:ringfence:policy:<id>:<version>", top["@id"])
@@ -357,7 +358,9 @@ class _Reader:
 
     def prohibitions(self, value: object, values: dict[str, Any]) -> None:
         seen: set[str] = set()
-        for item in self.items(value, "prohibition"):
+        for item in self.items(value, "prohibition") or self.refuse(
+            "prohibition", "at least one, or none named", value
+        ):
             rule = self.members(item, "prohibition", required=frozenset({"action", "constraint"}))
             self.same(rule["action"], ACTION, "prohibition: action")
             found = self.constraints(self.items(rule["constraint"], "prohibition", count=1), _PROHIBITION)

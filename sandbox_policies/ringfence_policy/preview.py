@@ -186,7 +186,8 @@ def _changes(plan: _Plan, failed: Sequence[str]) -> tuple[list[Change], list[str
             obstacles.append(clause)
         else:
             plan.facts |= fix.facts
-            changes.append(Change(clause, fix.words))
+            if fix.words not in {change.words for change in changes}:  # one change can answer two clauses
+                changes.append(Change(clause, fix.words))
     used_up = [clause for clause in failed if clause in _USED_UP_BY_ROUNDS]
     if obstacles:
         return changes, obstacles + used_up
