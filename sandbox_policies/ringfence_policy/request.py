@@ -16,7 +16,6 @@ from ringfence_policy.strict_toml import (
     Count,
     Digest,
     Identifier,
-    SetOf,
     StrictDocument,
     Text,
     refusal,
@@ -162,6 +161,3 @@ def _sorted_without_repeats(names: list[str]) -> list[str]:
     if names != sorted(set(names)):
         raise ValueError("columns must be sorted and without repeats")
     return names
-
-
-__all__ = ["HOLDER_ONLY", "RoundRequest", "SetOf"]
