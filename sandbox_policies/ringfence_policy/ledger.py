@@ -202,20 +202,12 @@ class PrivacyLedger(LedgerReader):
         if not self._database.in_transaction and self.hold(hold_id) is None:
             # Work out (and remember) the numbers before taking the write lock, so that others wait for less.
             self.quote(dataset_id=dataset_id, policy_id=policy_id, mechanism=mechanism)
-        with self._database.transaction() as connection:
+        with self._database.transaction():
             known = self.hold(hold_id)
             if known is not None:
                 return _same_use(known, content)
             self._budgets(dataset_id, policy_id)  # a clear message before a foreign key's
-            connection.execute(
-                "INSERT INTO mechanism VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (mechanism.digest, canonical.encode(mechanism.to_document()).decode()),
-            )
-            connection.execute(
-                "INSERT INTO hold (hold_id, run_id, round_number, attempt, dataset_id, policy_id, mechanism, action, "
-                "state, detail, changed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'reserved', '', ?)",
-                (*content[:6], mechanism.digest, str(Action(action)), self._clock()),
-            )
+            self._insert(content)
             meters = self._meters_of(dataset_id, policy_id)
             moved = [meter for meter in meters if meter.quantity != "rounds" or action is Action.TRAIN]
             if exceeded := [meter for meter in moved if meter.exceeded]:
@@ -295,6 +287,19 @@ class PrivacyLedger(LedgerReader):
             )
             self._rewrite(self._meters_of(known.dataset_id, known.policy_id), may_grow=True)
             return self._known(hold_id)
+
+    def _insert(self, content: tuple[str, str, int, int, str, str, DpMechanism, Action]) -> None:
+        *names, mechanism, action = content
+        connection = self._database.connection
+        connection.execute(
+            "INSERT INTO mechanism VALUES (?, ?) ON CONFLICT DO NOTHING",
+            (mechanism.digest, canonical.encode(mechanism.to_document()).decode()),
+        )
+        connection.execute(
+            "INSERT INTO hold (hold_id, run_id, round_number, attempt, dataset_id, policy_id, mechanism, action, "
+            "state, detail, changed_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'reserved', '', ?)",
+            (*names, mechanism.digest, str(action), self._clock()),
+        )
 
     def _known(self, hold_id: str) -> Hold:
         known = self.hold(hold_id)
