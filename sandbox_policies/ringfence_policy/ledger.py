@@ -209,7 +209,7 @@ class PrivacyLedger(LedgerReader):
             self._budgets(dataset_id, policy_id)  # a clear message before a foreign key's
             self._insert(content)
             meters = self._meters_of(dataset_id, policy_id)
-            moved = [meter for meter in meters if meter.quantity != "rounds" or action is Action.TRAIN]
+            moved = [meter for meter in meters if meter.quantity != "rounds" or action == Action.TRAIN]
             if exceeded := [meter for meter in moved if meter.exceeded]:
                 raise self._exhausted(exceeded[0], dataset_id, mechanism)
             self._rewrite(meters, may_grow=False)

@@ -85,7 +85,7 @@ class LedgerReader:
         exceeded = {
             "dataset/epsilon": dataset_after > dataset.epsilon_micro,
             "policy/epsilon": policy_after > policy.epsilon_micro,
-            "policy/rounds": action is Action.TRAIN and rounds >= max_rounds,
+            "policy/rounds": action == Action.TRAIN and rounds >= max_rounds,
         }
         return Quote(
             policy_epsilon_before_micro=policy_before,

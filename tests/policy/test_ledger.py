@@ -253,6 +253,13 @@ def test_rounds_are_a_meter_of_their_own_and_measuring_does_not_take_one(ledger)
     assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), 2), (measuring(), 1))
 
 
+def test_an_action_given_as_a_word_is_the_same_action(ledger):
+    register_policy(ledger, version=2, max_rounds=0)
+    with pytest.raises(BudgetExhausted, match="no rounds left"):
+        reserve(ledger, action="train")
+    assert not ledger.quote(dataset_id="patients", policy_id="research", mechanism=training(), action="train").fits
+
+
 def test_two_policies_on_one_dataset_share_its_budget(ledger):
     register_policy(ledger, "industry")
     alone = accounting.rounds_that_fit((), training(), epsilon_micro=EPSILON, delta_pico=DELTA, at_most=1000)
