@@ -52,16 +52,15 @@ def build_module(model: Mapping[str, Any], feature_count: int) -> nn.Module:
     """
     kind = model.get("kind")
     seed = int(model.get("seed", 0))
-    if kind == "logistic-regression":
-        module: nn.Module = _OneLogit(nn.Linear(feature_count, 1))
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.zero_()
-        return module
-    if kind == "mlp":
-        return _mlp([feature_count, *model.get("hidden", ())], seed=seed)
-    if kind == "module":
-        return _own_module(model, feature_count, seed=seed)
+    # The plan's seed makes the start repeatable, and the process's own generator is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "logistic-regression":
+            return _logistic_regression(feature_count)
+        if kind == "mlp":
+            return _mlp([feature_count, *model.get("hidden", ())], seed=seed)
+        if kind == "module":
+            return _own_module(model, feature_count)
     raise DocumentInvalid(
         "unknown model", expected="kind = 'logistic-regression', 'mlp' or 'module'", got=repr(kind), where="[model]"
     )
@@ -96,11 +95,11 @@ def write_arrays(module: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]
 
     Args:
         module: The module to change.
-        arrays: One finite array for each parameter, of its shape. They came from the coordinator: not trusted.
+        arrays: One finite float32 array for each parameter, of its shape. From the coordinator: not trusted.
 
     Raises:
-        TrustRefused: The arrays are not the module's: other names, another shape, or a number that is not finite (a
-            gradient at such a point could carry a record past the clipping).
+        TrustRefused: The arrays are not the module's: other names, another type or shape, or a number that is not
+            finite (a gradient at such a point could carry a record past the clipping).
     """
     parameters = dict(module.named_parameters())
     if set(arrays) != set(parameters):
@@ -112,15 +111,16 @@ def write_arrays(module: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            value = torch.from_numpy(np.array(arrays[name], dtype=np.float32))
-            if value.shape != parameter.shape or not bool(torch.isfinite(value).all()):
+            array = arrays[name]
+            shape = tuple(parameter.shape)
+            if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
                 raise TrustRefused(
                     "a model array cannot be used",
-                    expected=f"shape {tuple(parameter.shape)}, finite numbers",
-                    got=f"shape {tuple(value.shape)}",
+                    expected=f"finite float32 of shape {shape}",
+                    got=f"{array.dtype} of shape {array.shape}",
                     where=f"model array '{name}'",
                 )
-            parameter.copy_(value)
+            parameter.copy_(torch.tensor(array))
 
 
 def code_digest(path: str) -> str:
@@ -140,6 +140,13 @@ def code_digest(path: str) -> str:
     return canonical.digest_bytes(_source(path)[1]) if path else ""
 
 
+def _logistic_regression(feature_count: int) -> nn.Module:
+    linear = nn.Linear(feature_count, 1)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return _OneLogit(linear)
+
+
 def _mlp(sizes: list[int], *, seed: int) -> nn.Module:
     """Linear layers with ReLU between them, uniform in +-1/sqrt(inputs), the same for every version of torch."""
     generator = np.random.Generator(np.random.PCG64(seed))
@@ -155,7 +162,7 @@ def _mlp(sizes: list[int], *, seed: int) -> nn.Module:
     return _OneLogit(nn.Sequential(*layers[:-1]))
 
 
-def _own_module(model: Mapping[str, Any], feature_count: int, *, seed: int) -> nn.Module:
+def _own_module(model: Mapping[str, Any], feature_count: int) -> nn.Module:
     path = str(model.get("path", ""))
     origin, source = _source(path)
     found, named = canonical.digest_bytes(source), str(model.get("code_digest", ""))
@@ -171,10 +178,7 @@ def _own_module(model: Mapping[str, Any], feature_count: int, *, seed: int) -> n
     built = getattr(_execute(path, origin, source), class_name, None)
     if not (isinstance(built, type) and issubclass(built, nn.Module)):
         raise DocumentInvalid("the model is not a torch module", expected=f"a class '{class_name}'", where=path)
-    # The plan's seed makes the start repeatable, and the process's own generator is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = built(feature_count=feature_count)
+    module = built(feature_count=feature_count)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise DocumentInvalid("the model has no parameters to train", where=path)
     return _OneLogit(module) if _gives_columns(module, feature_count, path) else module
