@@ -94,7 +94,9 @@ def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Pre
         return terms
     if isinstance(papers, Decision):
         return papers
-    node.acknowledge(request.run_id, request.log)
+    node.acknowledge(request.run_id)
+    if request.log is not None:
+        node.see(request.log, run_id=request.run_id)
     refusal = _cannot_start(terms, request, arrays)
     if refusal is not None:
         return refusal

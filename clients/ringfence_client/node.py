@@ -13,8 +13,8 @@ from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers
 from ringfence_client.run_terms import RunTerms, load_run_terms
-from ringfence_client.settlement import settle
 from ringfence_client.trust_memory import TrustMemory
+from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Participation, Role, participation_document
@@ -40,6 +40,7 @@ from ringfence_policy.protocol import (
     Standing,
 )
 from ringfence_policy.request import RoundRequest
+from ringfence_policy.settlement import settle
 from ringfence_policy.trust_store import TrustStore
 from ringfence_policy.vocabulary import Action
 
@@ -88,14 +89,20 @@ class HolderNode:
         coordinator.accept_keys(proposal.coordinator_keys)
         document = coordinator.accept(proposal.plan, type=DocumentType.PLAN, role=Role.PLAN, now_ms=self.clock())
         plan = TrainingPlan.from_document(document)
-        self.see(proposal.log, run_id=proposal.run_id)
         shown = load_run_terms(self.home, proposal.run_id, coordinator=coordinator, now_ms=self.clock())
         problem = self._wrong_with(plan, shown, proposal)
         if problem is not None:
             return Decision.deny("plan", limit=problem, point=point, policy=papers.policy.reference)
         self._register(plan, papers.policy, proposal.run_id)
         if shown is None:
-            settlement = settle(plan=plan, policy=papers.policy, dataset=self.home.profile.dataset, ledger=self.ledger)
+            dataset_id = papers.policy.dataset_id
+            settlement = settle(
+                plan=plan.terms,
+                policy=papers.policy,
+                dataset=self.home.profile.dataset,
+                policy_history=self.ledger.history(dataset_id, policy_id=papers.policy.policy_id),
+                dataset_history=self.ledger.history(dataset_id),
+            )
             shown = RunTerms(
                 run_id=proposal.run_id,
                 plan_token=proposal.plan,
@@ -117,7 +124,7 @@ class HolderNode:
             return terms
         if isinstance(papers, Decision):
             return papers
-        self.acknowledge(offer.run_id, offer.log)
+        self.acknowledge(offer.run_id)
         return self._introduction(terms, papers, known_size=offer.known_size)
 
     def judge_release(self, request: ReleaseRequest) -> ReleaseReply | Decision:
@@ -128,43 +135,44 @@ class HolderNode:
             return terms
         if isinstance(papers, Decision):
             return papers
-        self.acknowledge(request.run_id, request.log)
+        self.acknowledge(request.run_id)
         decision, facts = self.decide(
             terms, papers, action=Action.RELEASE, point=Point.RELEASE, cohort_size=1, mechanism=None
         )
         self.record_decision(
             decision, terms=terms, papers=papers, facts=facts, action=Action.RELEASE, round_number=0, hold_id=""
         )
-        return ReleaseReply(
-            decision=decision.for_outsiders().to_document(), log=self.log_view(since=request.known_size)
-        )
+        return ReleaseReply(decision=decision.for_outsiders().to_document())
 
-    def hand_over(self, request: EvidenceRequest) -> EvidenceReply | Decision:
-        """Give the coordinator the public evidence of this and every earlier run, and forget the outbox."""
-        terms = self.terms(request.run_id, plan_digest=request.plan_digest, point=Point.RELEASE)
-        papers = self.papers(point=Point.RELEASE)
-        if isinstance(terms, Decision):
-            return terms
-        if isinstance(papers, Decision):
-            return papers
-        self.acknowledge(request.run_id, request.log)
+    def hand_over(self, request: EvidenceRequest) -> EvidenceReply:
+        """Give the coordinator the public evidence of this and every earlier run, and empty the outbox.
+
+        A holder that refuses every use gives its evidence too: the refusals are in it.
+        """
+        self.acknowledge(request.run_id)
+        self.see(request.log, run_id=request.run_id)
         for path in sorted(self.home.outbox(request.run_id).glob("*")):
             path.unlink()
+        papers = self.papers(point=Point.RELEASE)
+        terms = load_run_terms(self.home, request.run_id, coordinator=self.coordinator, now_ms=self.clock())
+        participation = ""
+        if terms is not None and isinstance(papers, Papers):
+            participation = self._participation(terms, papers.policy)
         with self.database.transaction():
             records = tuple(line.decode() for line in self.log.lines())
             checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
-        spent = self.ledger.quote(
-            dataset_id=papers.policy.dataset_id, policy_id=papers.policy.policy_id, mechanism=None
-        )
+        dataset = self.home.profile.dataset
         return EvidenceReply(
-            keys=papers.keys_token,
+            keys=(self.home.papers / "keys.jws").read_text(),
             policies=tuple(path.read_text() for path in sorted((self.home.papers / "policies").glob("*.jws"))),
-            status=papers.status_token,
-            participation=self._participation(terms, papers.policy),
+            status=(self.home.papers / "status.jws").read_text(),
+            participation=participation,
             records=records,
             checkpoint=checkpoint,
-            dataset_epsilon_micro=spent.dataset_epsilon_before_micro,
-            dataset_delta_pico=spent.dataset_delta_pico,
+            dataset_epsilon_micro=epsilon_micro(
+                self.ledger.history(dataset.dataset_id, reserved=False), delta_pico=dataset.delta_pico
+            ),
+            dataset_delta_pico=dataset.delta_pico,
         )
 
     # --- what enforcement needs --------------------------------------------------------------------------------------
@@ -281,15 +289,22 @@ class HolderNode:
         """
         coordinator = self.coordinator
         before = coordinator.memory()["logs"]
+        seen = max((log["size"] for log in before.values()), default=0)
+        if view.since != seen:
+            raise TrustRefused(
+                "the coordinator's log was not shown from where we had seen it",
+                expected=f"a proof from size {seen}",
+                got=f"a proof from size {view.since}",
+                next_step="the coordinator asks for papers, which say what was seen, and shows its log again",
+            )
         proof = [bytes.fromhex(node) for node in view.proof]
         coordinator.accept_checkpoint(view.checkpoint, role=Role.PLAN, now_ms=self.clock(), proof=proof)
         if coordinator.memory()["logs"] != before:
             self.append("peer-checkpoint", run_id=run_id, checkpoint=view.checkpoint)
         self._trust.save()
 
-    def acknowledge(self, run_id: str, view: LogView) -> None:
+    def acknowledge(self, run_id: str) -> None:
         """The coordinator goes on with the run, so what was sent has arrived or is lost: either way it is spent."""
-        self.see(view, run_id=run_id)
         for hold in self.ledger.holds(run_id):
             if hold.state is HoldState.SENDING:
                 self.ledger.commit(hold.hold_id)
@@ -416,6 +431,7 @@ class HolderNode:
             epsilon_after_micro=quote.policy_epsilon_after_micro,
             epsilon_cost_micro=quote.policy_epsilon_cost_micro,
             dataset_epsilon_micro=quote.dataset_epsilon_before_micro,
+            dataset_epsilon_cap_micro=quote.dataset_epsilon_cap_micro,
             dataset_delta_pico=quote.dataset_delta_pico,
         )
         return Introduction(
@@ -425,6 +441,7 @@ class HolderNode:
             status=papers.status_token,
             participation=self._participation(terms, policy),
             standing=standing,
+            coordinator_log_seen=max((log["size"] for log in self.coordinator.memory()["logs"].values()), default=0),
             log=self.log_view(since=known_size),
         )
 

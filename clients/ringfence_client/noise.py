@@ -165,7 +165,7 @@ def noise_defect(samples: torch.Tensor | Float64Array, *, stddev: float) -> str 
 
 
 def check_noise(source: NoiseSource) -> None:
-    """Draw some noise and make sure that it has the spread asked for. Takes about a millisecond.
+    """Draw some noise and make sure that it has the spread asked for. Takes about two milliseconds.
 
     Raises:
         NoiseFault: It has not. Train nothing with this source.

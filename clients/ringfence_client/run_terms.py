@@ -4,11 +4,11 @@ import json
 from dataclasses import dataclass
 
 from ringfence_client.home import HolderHome
-from ringfence_client.settlement import Settlement
 from ringfence_policy.documents import Role
 from ringfence_policy.durable import write_durably
 from ringfence_policy.identity import DocumentType
 from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.settlement import Settlement
 from ringfence_policy.trust_store import TrustStore
 
 

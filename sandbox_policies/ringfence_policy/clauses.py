@@ -444,6 +444,8 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="outputs",
         key="on_revoke",
         odrl="rf:onRevoke eq",
+        # Revoking ends future use. What was learned before cannot be unlearned and stays under the release terms.
+        actions=USES,
         cedar=lambda policy: (
             "!context.revoked"
             if policy.on_revoke is OnRevoke.STOP_NOW

@@ -19,6 +19,12 @@ from ringfence_policy.vocabulary import PURPOSES, Evaluation, Relation, ReleaseT
 Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedTrimmedAvg"]
 
 
+def _in_range(name: str, value: Decimal, *, above: Decimal | None = None, up_to: Decimal) -> None:
+    low = f"above {above}" if above is not None else "0 or more"
+    if not ((value > above) if above is not None else (value >= 0)) or value > up_to:
+        raise refusal(f"a number {low} and at most {up_to}", key=name, got=str(value))
+
+
 class ModelSpec(StrictDocument):
     """The model: a built-in kind, or a holder-installed torch module named by import path and code digest."""
 
@@ -193,9 +199,3 @@ class TrainingPlan(StrictDocument):
     def digest(self) -> str:
         """The plan's name in every request, decision and log record."""
         return canonical.digest(self.to_document())
-
-
-def _in_range(name: str, value: Decimal, *, above: Decimal | None = None, up_to: Decimal) -> None:
-    low = f"above {above}" if above is not None else "0 or more"
-    if not ((value > above) if above is not None else (value >= 0)) or value > up_to:
-        raise refusal(f"a number {low} and at most {up_to}", key=name, got=str(value))

@@ -74,9 +74,10 @@ def _probes_of(policy: UsagePolicy, action: Action) -> Iterator[Probe]:
         failed = tuple(sorted(clause for clause in clauses if clause in _ALWAYS or clause in _BINDS[action]))
         yield Probe(f"{action}: beyond {' and '.join(clauses)}", RoundRequest(**(facts | changed)), point, failed)
     revoked = RoundRequest(**(facts | {"revoked": True}))
-    may_finish = policy.on_revoke is OnRevoke.FINISH_ROUND
-    yield Probe(f"{action}: revoked", revoked, point, ("revoked",))
-    yield Probe(f"{action}: revoked during a round", revoked, Point.BEFORE_UPLOAD, () if may_finish else ("revoked",))
+    stops = () if action is Action.RELEASE else ("revoked",)
+    finishes = () if policy.on_revoke is OnRevoke.FINISH_ROUND else stops
+    yield Probe(f"{action}: revoked", revoked, point, stops)
+    yield Probe(f"{action}: revoked during a round", revoked, Point.BEFORE_UPLOAD, finishes)
 
 
 def _on_every_limit(policy: UsagePolicy, action: Action) -> dict[str, Any]:

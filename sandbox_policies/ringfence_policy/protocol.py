@@ -91,7 +91,6 @@ class Proposal(Body):
     plan: Token
     coordinator_keys: Token
     rehearsal_seed: int | None = None
-    log: LogView
 
 
 class Standing(Body):
@@ -107,6 +106,7 @@ class Standing(Body):
     epsilon_after_micro: int = Field(ge=0)
     epsilon_cost_micro: int = Field(ge=0)
     dataset_epsilon_micro: int = Field(ge=0)
+    dataset_epsilon_cap_micro: int = Field(ge=0)
     dataset_delta_pico: int = Field(ge=0)
 
 
@@ -119,6 +119,7 @@ class Introduction(Body):
     status: Token
     participation: Token
     standing: Standing
+    coordinator_log_seen: int = Field(ge=0)
     log: LogView
 
 
@@ -129,7 +130,6 @@ class Offer(Body):
     round_number: RoundNumber
     plan_digest: Digest
     known_size: int = Field(ge=0)
-    log: LogView
 
 
 class PeerPapers(Body):
@@ -141,7 +141,10 @@ class PeerPapers(Body):
 
 
 class UseRequest(Body):
-    """The coordinator asks a holder for one use of its data: one round of training, or one evaluation."""
+    """The coordinator asks a holder for one use of its data: one round of training, or one evaluation.
+
+    `log` comes with training. An evaluation follows a training whose refusal would leave open what the holder has seen.
+    """
 
     run_id: str
     round_number: RoundNumber
@@ -152,7 +155,7 @@ class UseRequest(Body):
     evaluation: Evaluation = Evaluation.NONE
     cohort: dict[str, PeerPapers]
     known_size: int = Field(ge=0)
-    log: LogView
+    log: LogView | None
 
 
 class UseReply(Body):
@@ -183,15 +186,12 @@ class ReleaseRequest(Body):
     run_id: str
     plan_digest: Digest
     model_digest: Digest
-    known_size: int = Field(ge=0)
-    log: LogView
 
 
 class ReleaseReply(Body):
     """A holder's decision on the release, for outsiders."""
 
     decision: dict[str, Any]
-    log: LogView
 
 
 class EvidenceRequest(Body):
@@ -199,7 +199,6 @@ class EvidenceRequest(Body):
 
     run_id: str
     plan_digest: Digest
-    known_size: int = Field(ge=0)
     log: LogView
 
 

@@ -31,10 +31,12 @@ def failed_clauses(
         point: Where it is decided.
         records_withheld: The row count is the holder's secret and is not judged. Always so at the coordinator.
     """
-    kept = _always(policy, request, point=point)
+    kept = _always(policy, request)
     if request.action is not Action.RELEASE:
         withheld = records_withheld or point is Point.COORDINATOR
         kept |= _when_data_is_used(policy, request, records_withheld=withheld)
+        may_finish = policy.on_revoke is OnRevoke.FINISH_ROUND and point is Point.BEFORE_UPLOAD
+        kept["revoked"] = may_finish or not request.revoked
     if request.action is Action.TRAIN:
         kept["max_rounds"] = request.rounds_used + 1 <= policy.max_rounds
         kept["secure_aggregation"] = (
@@ -47,9 +49,8 @@ def failed_clauses(
     return frozenset(name for name, holds in kept.items() if not holds)
 
 
-def _always(policy: UsagePolicy, request: RoundRequest, *, point: Point) -> dict[str, bool]:
+def _always(policy: UsagePolicy, request: RoundRequest) -> dict[str, bool]:
     covering = set(ancestors(request.purpose)) if request.purpose in PURPOSES else set[str]()
-    may_finish = policy.on_revoke is OnRevoke.FINISH_ROUND and point is Point.BEFORE_UPLOAD
     return {
         "policy": request.policy_id == policy.policy_id,
         "dataset": request.dataset_id == policy.dataset_id,
@@ -63,7 +64,6 @@ def _always(policy: UsagePolicy, request: RoundRequest, *, point: Point) -> dict
         "rehearsal": policy.rehearsal is Rehearsal.ALLOWED or not request.rehearsal,
         "release_to": rank(request.release_to) <= rank(policy.release_to),
         "release_tier": rank(request.release_tier) >= rank(policy.release_tier),
-        "revoked": may_finish or not request.revoked,
         "status": request.status_fresh,
     }
 

@@ -24,8 +24,12 @@ RELEASE_SENTENCES: Final[Mapping[ReleaseTo, str]] = {
     ReleaseTo.PUBLIC: "The model may be released to the public.",
 }
 REVOKE_SENTENCES: Final[Mapping[OnRevoke, str]] = {
-    OnRevoke.STOP_NOW: "When this policy is revoked, use stops at once, even in the middle of a round.",
-    OnRevoke.FINISH_ROUND: "When this policy is revoked, a round already in training may finish; no other may start.",
+    OnRevoke.STOP_NOW: (
+        "When this policy is revoked, use stops at once, even in the middle of a round. What was sent stays sent."
+    ),
+    OnRevoke.FINISH_ROUND: (
+        "When this policy is revoked, a round in training may finish and no other may start. What was sent stays sent."
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """The only place that touches what Flower does not publish: the process-wide task identity and a message's id.
 
 Flower 1.41 lets a `Message` be built only where `TaskIdentity` is set, and keeps it per process: hence one worker
-process per run. tests/conformance/test_flower_contract.py pins everything used here, so an upgrade that moves it fails there.
+process per run. tests/conformance/test_flower_contract.py pins everything used here: an upgrade that moves it fails
+there.
 """
 
 import uuid

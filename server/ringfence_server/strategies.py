@@ -1,13 +1,14 @@
 """The Flower strategies that a plan can name, built from the plan's numbers."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, FedTrimmedAvg, FedYogi, Strategy
 
 from ringfence_policy.plan import TrainingTerms
 
 # Every holder that permits is asked, and the cohort's minimum is the plan's and the policies' matter, not Flower's.
-_EVERYONE: Mapping[str, float | int] = {
+_EVERYONE: Mapping[str, Any] = {
     "fraction_train": 1.0,
     "fraction_evaluate": 1.0,
     "min_train_nodes": 1,

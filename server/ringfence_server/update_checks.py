@@ -17,7 +17,7 @@ Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 # A declared weight is a round figure: allow the true number of records to be up to this many times as large.
 _WEIGHT_SLACK = 4.0
-# A standard normal vector's norm exceeds sqrt(d) + 6 with probability below exp(-18) (Laurent and Massart 2000, lemma 1).
+# The norm of d standard normals exceeds sqrt(d) + 6 with probability below exp(-18) (Laurent and Massart 2000).
 _NORM_SLACK = 6.0
 
 

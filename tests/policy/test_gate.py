@@ -290,7 +290,7 @@ def test_auditor_decides_again_from_public_facts(make_policy, make_request):
         ("finish-round", Point.COORDINATOR, False),
         ("finish-round", Point.BEFORE_TRAINING, False),
         ("finish-round", Point.BEFORE_UPLOAD, True),
-        ("finish-round", Point.RELEASE, False),
+        ("finish-round", Point.RELEASE, False),  # a use asked at that point, not a release
     ],
 )
 def test_revocation_stops_at_once_or_after_the_round_as_the_policy_says(
@@ -300,6 +300,12 @@ def test_revocation_stops_at_once_or_after_the_round_as_the_policy_says(
     decision = subject.decide(make_request(revoked=True), point=point)
     assert decision.permitted is permitted
     assert decision.clauses == (() if permitted else ("revoked",))
+
+
+def test_revocation_stops_uses_and_leaves_what_was_learned_under_its_release_terms(make_policy, make_request):
+    subject = PolicyGate(make_policy(on_revoke="stop-now"))
+    released = subject.decide(make_request(action="release", revoked=True), point=Point.RELEASE)
+    assert released.permitted
 
 
 def test_release_is_bound_by_its_audience_and_tier_but_not_by_rounds_or_time(make_policy, make_request):

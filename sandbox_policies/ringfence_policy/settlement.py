@@ -1,4 +1,4 @@
-"""What a run costs this holder: the noise its own budget asks for, settled once, before the first round."""
+"""What a run costs a holder: the noise its own budget asks for, settled once, before the first round."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,8 @@ from typing import Any, Self
 from ringfence_policy.accounting import calibrate_noise
 from ringfence_policy.errors import BudgetExhausted
 from ringfence_policy.holder import DatasetTerms
-from ringfence_policy.ledger import PrivacyLedger
-from ringfence_policy.mechanism import DpMechanism
-from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.mechanism import DpMechanism, History
+from ringfence_policy.plan import PlanFile
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.vocabulary import Evaluation, rank
 
@@ -47,47 +46,56 @@ class Settlement:
         )
 
 
-def settle(*, plan: TrainingPlan, policy: UsagePolicy, dataset: DatasetTerms, ledger: PrivacyLedger) -> Settlement:
-    """Calibrate this holder's noise so that the plan's rounds fit its policy's and its dataset's budgets.
+def settle(
+    *, plan: PlanFile, policy: UsagePolicy, dataset: DatasetTerms, policy_history: History, dataset_history: History
+) -> Settlement:
+    """Calibrate a holder's noise so that the plan's rounds fit its policy's and its dataset's budgets.
 
     The noise never exceeds the plan's `noise_multiplier_max`: beyond it an update would be useless to the run. A budget
     that would need more noise buys fewer rounds instead, and the gate refuses the rest (clause epsilon).
+
+    Args:
+        plan: What is to be run.
+        policy: The holder's policy.
+        dataset: Its dataset's own budget.
+        policy_history: What was spent under the policy.
+        dataset_history: What was spent on the dataset, under any policy.
     """
-    terms = plan.terms
-    mode = min(terms.evaluation.mode, policy.evaluation, key=rank)
+    mode = min(plan.evaluation.mode, policy.evaluation, key=rank)
     evaluation = None
     if mode is Evaluation.PRIVATE:
         evaluation = DpMechanism.rounded(
             kind="score-histogram",
             clipping_norm=1.0,
-            noise_multiplier=float(terms.evaluation.noise_multiplier),
+            noise_multiplier=float(plan.evaluation.noise_multiplier),
             sampling_rate=1.0,
             steps=1,
-            unit=terms.privacy.unit,
-            relation=terms.privacy.relation,
+            unit=plan.privacy.unit,
+            relation=plan.privacy.relation,
         )
     loudest = DpMechanism.rounded(
         kind="dp-sgd",
-        clipping_norm=float(terms.training.clipping_norm),
-        noise_multiplier=float(terms.privacy.noise_multiplier_max),
-        sampling_rate=float(terms.training.sampling_rate),
-        steps=terms.training.steps,
-        unit=terms.privacy.unit,
-        relation=terms.privacy.relation,
+        clipping_norm=float(plan.training.clipping_norm),
+        noise_multiplier=float(plan.privacy.noise_multiplier_max),
+        sampling_rate=float(plan.training.sampling_rate),
+        steps=plan.training.steps,
+        unit=plan.privacy.unit,
+        relation=plan.privacy.relation,
     )
     # The final evaluation is charged beside the rounds: treat it as spent, or the last round would not fit.
     final = ((evaluation, 1),) if evaluation is not None else ()
     caps = (
-        (ledger.history(policy.dataset_id, policy_id=policy.policy_id), policy.epsilon_micro, policy.delta_pico),
-        (ledger.history(policy.dataset_id), dataset.epsilon_micro, dataset.delta_pico),
+        (policy_history, policy.epsilon_micro, policy.delta_pico),
+        (dataset_history, dataset.epsilon_micro, dataset.delta_pico),
     )
+    rounds_used = sum(count for mechanism, count in policy_history if mechanism.kind == "dp-sgd")
     needed = 0
     for history, epsilon_micro, delta_pico in caps:
         try:
             calibrated = calibrate_noise(
                 history=(*history, *final),
                 mechanism=loudest,
-                uses=min(terms.training.rounds, policy.max_rounds),
+                uses=max(1, min(plan.training.rounds, policy.max_rounds - rounds_used)),
                 epsilon_micro=epsilon_micro,
                 delta_pico=delta_pico,
             )

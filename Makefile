@@ -1,0 +1,36 @@
+# `make demo` and `make test` set everything up by themselves: Python 3.11+, a network for pip, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+OUT ?= build/demo
+# Two cores train and test fastest when each process keeps to its own.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check format clean
+
+demo: $(VENV)/.installed
+	$(RUN)/ringfence demo --scenario heart --out $(OUT)
+
+test: $(VENV)/.installed
+	$(RUN)/python -m pytest -n 2
+
+check: $(VENV)/.installed
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+	$(RUN)/python -m pytest -n 2
+
+format: $(VENV)/.installed
+	$(RUN)/ruff format .
+	$(RUN)/ruff check --fix .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ringfence needs Python 3.11 or newer; try: make PYTHON=python3.12 demo")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

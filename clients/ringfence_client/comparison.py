@@ -1,0 +1,49 @@
+"""Comparison lines for a run on published data: what training without privacy, or alone, or on a pool would give.
+
+Nothing here asks the ledger, so it runs only where every holder's signed policy allows a rehearsal.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ringfence_client.datasource import load_dataset
+from ringfence_client.home import HolderHome
+from ringfence_client.officer import signed_policy
+from ringfence_client.references import ReferenceHolder, compute_references
+from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.vocabulary import Rehearsal
+
+
+def compare(directories: Mapping[str, str], plan: TrainingPlan) -> dict[str, Any]:
+    """Compute the comparison lines, or say whose policy does not allow them.
+
+    Args:
+        directories: The holders' directories on this machine, by holder id.
+        plan: The plan of the run.
+
+    Returns:
+        What `compute_references` gives; or {"note": why there are none}.
+
+    Raises:
+        DataInvalid: A holder's data does not fit the plan's schema.
+    """
+    homes = {holder_id: HolderHome(Path(directory)) for holder_id, directory in directories.items()}
+    policies = {holder_id: signed_policy(home) for holder_id, home in homes.items()}
+    forbidding = sorted(
+        holder_id
+        for holder_id, policy in policies.items()
+        if policy is None or policy.rehearsal is not Rehearsal.ALLOWED
+    )
+    if forbidding:
+        names = ", ".join(forbidding)
+        return {"note": f"No comparison lines: the policy of {names} forbids any use without privacy."}
+    holders = {}
+    for holder_id, home in homes.items():
+        data = load_dataset(home.directory, plan.dataset_schema)
+        dataset = home.profile.dataset
+        train, test = data.split(plan.terms.evaluation.test_fraction, salt=dataset.dataset_id)
+        holders[holder_id] = ReferenceHolder(train=train, test=test, weight=dataset.weight)
+    model = json.loads(plan.terms.model.model_dump_json())
+    return dict(compute_references(holders, model=model, rounds=plan.terms.training.rounds))

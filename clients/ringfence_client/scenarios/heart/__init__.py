@@ -1,0 +1,1 @@
+"""The four hospitals of the UCI Heart Disease study, as a scenario: see ORIGIN.md."""

@@ -1,0 +1,170 @@
+"""What `ringfence` shows of scenarios, previews, ledgers and decisions: tables for people, JSON for programs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ringfence_policy.clauses import explain
+from ringfence_policy.database import Database
+from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.ledger import Meter, PrivacyLedger
+from ringfence_policy.vocabulary import PURPOSES
+from ringfence_server.forecast import forecast, forecast_document
+from ringfence_server.scenario import Scenario, bundled_scenarios, load_scenario
+
+_MICRO_QUANTITIES = {"epsilon": 10**6, "delta": 10**12, "rounds": 1}
+
+
+def show_preview(directory: Path, *, plan: Path | None, as_json: bool) -> int:
+    """Preview a plan. Exit code 3 where no data holder at all would permit its first round."""
+    scenario = load_scenario(directory, plan=plan)
+    document = forecast_document(scenario.plan, forecast(scenario, scenario.plan))
+    if as_json:
+        typer.echo(json.dumps(document))
+    else:
+        console = Console()
+        table = Table(title=f"{document['title']} ({document['purpose']})", title_justify="left")
+        for column in ("data holder", "answer", "why", "what would make it pass"):
+            table.add_column(column, overflow="fold")
+        for one in document["holders"]:
+            rounds = f"✗ permits {one['rounds_permitted']} of {scenario.plan.training.rounds} rounds"
+            answer = "✓ permits" if one["permitted"] else rounds if one["rounds_permitted"] else "✗ refuses"
+            why = " ".join(failed["meaning"] for failed in one["failed"])
+            obstacles = f"only the data officer can change: {', '.join(one['obstacles'])}" if one["obstacles"] else ""
+            table.add_row(scenario.holders[one["holder"]].name, answer, why, one["change"] or obstacles)
+        console.print(table)
+    return 0 if any(one["rounds_permitted"] for one in document["holders"]) else 3
+
+
+def show_scenarios(*, as_json: bool) -> None:
+    """List the bundled scenarios."""
+    found = {name: load_scenario(path) for name, path in bundled_scenarios().items()}
+    if as_json:
+        document = {name: {"title": one.plan.title, "holders": list(one.holders)} for name, one in found.items()}
+        typer.echo(json.dumps(document))
+        return
+    table = Table()
+    for column in ("scenario", "plan", "data holders"):
+        table.add_column(column)
+    for name, one in found.items():
+        table.add_row(name, one.plan.title, ", ".join(profile.name for profile in one.holders.values()))
+    Console().print(table)
+
+
+def show_one_scenario(name: str, *, as_json: bool) -> None:
+    """Show one scenario: plan, holders, terms in plain sentences."""
+    bundled = bundled_scenarios()
+    scenario = load_scenario(bundled.get(name, Path(name)))
+    if as_json:
+        typer.echo(json.dumps(_scenario_document(scenario)))
+        return
+    console = Console()
+    terms = scenario.plan
+    console.print(f"{terms.title}", style="bold")
+    console.print(
+        f"{terms.coordinator} asks, for {PURPOSES[terms.purpose].label}: {terms.model.kind}, "
+        f"{terms.training.strategy}, {terms.training.rounds} rounds"
+    )
+    for holder_id, profile in scenario.holders.items():
+        console.print(f"\n{profile.name} ({holder_id})", style="bold")
+        for sentence in explain(scenario.policies[holder_id]):
+            console.print(f"  {sentence}", highlight=False)
+
+
+def show_meters(directory: Path, *, as_json: bool) -> None:
+    """Show every budget of a holder, or of all holders of a scenario."""
+    found = {path.parent.parent.name: _meters(path) for path in _ledgers(directory)}
+    if as_json:
+        document = {
+            holder: [vars(meter) | {"left": meter.left} for meter in meters] for holder, meters in found.items()
+        }
+        typer.echo(json.dumps(document))
+        return
+    table = Table(title="Privacy budgets, as each holder's ledger keeps them", title_justify="left")
+    for column in ("data holder", "of", "what", "spent", "reserved", "cap", "left"):
+        table.add_column(column, justify="right" if column in ("spent", "reserved", "cap", "left") else "left")
+    for holder, meters in found.items():
+        for meter in meters:
+            scale = _MICRO_QUANTITIES[meter.quantity]
+            figures = [f"{value / scale:g}" for value in (meter.committed, meter.reserved, meter.cap, meter.left)]
+            table.add_row(holder, f"{meter.owner_kind} {meter.owner_id}", meter.quantity, *figures)
+    Console().print(table)
+
+
+def show_decisions(directory: Path, *, run_id: str | None, holder: str | None, denied: bool, as_json: bool) -> None:
+    """Show decisions of all logs in a scenario, oldest first."""
+    found = sorted(_decisions(directory), key=lambda one: int(one["at_ms"]))
+    shown = [
+        one
+        for one in found
+        if (run_id is None or one["run"] == run_id)
+        and (holder is None or one["holder"] == holder)
+        and (not denied or one["effect"] == "deny")
+    ]
+    if as_json:
+        typer.echo(json.dumps(shown))
+        return
+    table = Table(title="Decisions", title_justify="left")
+    for column in ("run", "round", "data holder", "decided at", "action", "effect", "clauses that failed"):
+        table.add_column(column, overflow="fold")
+    for one in shown:
+        effect = "✓ permit" if one["effect"] == "permit" else "✗ deny"
+        clauses = "; ".join(f"{failed['clause']}: {failed['meaning']}" for failed in one["failed"])
+        table.add_row(one["run"], str(one["round"] or ""), one["holder"], one["point"], one["action"], effect, clauses)
+    Console().print(table)
+
+
+def _decisions(directory: Path) -> Iterator[dict[str, Any]]:
+    logs: dict[str | None, Path] = {None: directory / "coordinator" / "log.db"}
+    logs |= {path.parent.parent.name: path for path in _ledgers(directory)}
+    for owner, path in logs.items():
+        if not path.exists():
+            continue
+        with Database.open(path, must_exist=True) as database:
+            rows = database.rows("SELECT record FROM evidence_leaf ORDER BY position")
+        for (line,) in rows:
+            record = json.loads(line)
+            if record["kind"] == "decision":
+                decision = record["decision"]
+                yield {
+                    "at_ms": record["at_ms"],
+                    "run": record["run"],
+                    "round": record["round"],
+                    "holder": owner or record["holder"],
+                    "action": record["action"],
+                    **{key: decision[key] for key in ("point", "effect", "failed", "policy")},
+                }
+
+
+def _ledgers(directory: Path) -> list[Path]:
+    own = directory / "state" / "ledger.db"
+    found = [own] if own.exists() else sorted((directory / "holders").glob("*/state/ledger.db"))
+    if not found:
+        raise ScenarioInvalid(
+            "no ledger here yet",
+            expected="a holder's directory, or a scenario that has run",
+            where=str(directory),
+            next_step=f"run it first: ringfence run {directory}",
+        )
+    return found
+
+
+def _meters(path: Path) -> list[Meter]:
+    with Database.open(path, must_exist=True) as database:
+        return PrivacyLedger(database).meters()
+
+
+def _scenario_document(scenario: Scenario) -> dict[str, Any]:
+    return {
+        "directory": str(scenario.directory),
+        "plan": json.loads(scenario.plan.model_dump_json()),
+        "holders": {
+            holder_id: {"name": profile.name, "terms": list(explain(scenario.policies[holder_id]))}
+            for holder_id, profile in scenario.holders.items()
+        },
+    }

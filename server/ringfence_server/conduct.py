@@ -1,0 +1,285 @@
+"""One run from the first proposal to the released model and its evidence, on any Flower Grid."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord
+from flwr.serverapp import Grid
+
+from ringfence_policy.decision import Decision
+from ringfence_policy.documents import Role
+from ringfence_policy.errors import RunRefused
+from ringfence_policy.identity import DocumentType
+from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.protocol import EVIDENCE, RELEASE, EvidenceReply, EvidenceRequest, ReleaseReply, ReleaseRequest
+from ringfence_policy.score_histogram import Rows
+from ringfence_policy.trust_store import TrustStore
+from ringfence_server.checkpoint import Checkpoints
+from ringfence_server.conversation import ask
+from ringfence_server.coordinator import Coordinator
+from ringfence_server.events import EventFile
+from ringfence_server.evidence import gather_bundle, roots_of_run
+from ringfence_server.governed_strategy import GovernedStrategy
+from ringfence_server.governor import Governor, model_digest
+from ringfence_server.outcome import RoundOutcome, Scores
+from ringfence_server.results import Results, write_results
+from ringfence_server.run_file import COMPARISON, INITIAL_MODEL, RunFile, reach
+from ringfence_server.strategies import build_strategy
+
+Arrays = dict[str, npt.NDArray[np.float32]]
+Report = Callable[[str, Mapping[str, object]], None]
+
+
+def conduct(grid: Grid, run: RunFile) -> Results:
+    """Carry a run out, or go on with one from its last committed round.
+
+    Raises:
+        RunRefused: No data holder permits the plan, so nothing was trained.
+        RunFailed: The strategy cannot work with the cohort it has.
+    """
+    report = EventFile(Path(run.directory) / "events.jsonl")
+    coordinator = Coordinator(run.root / "coordinator", coordinator_id=_coordinator_id(run))
+    try:
+        return _Conductor(grid, run, coordinator, report).carry_out()
+    finally:
+        coordinator.close()
+
+
+class _Conductor:
+    """The run's steps, in their order; what they share is here."""
+
+    def __init__(self, grid: Grid, run: RunFile, coordinator: Coordinator, report: Report) -> None:
+        self.grid = grid
+        self.run = run
+        self.coordinator = coordinator
+        self.report = report
+        self.plan = read_plan(coordinator, run.plan_token)
+        self.checkpoints = Checkpoints(Path(run.directory))
+        self.timings: dict[str, float] = {}
+        self.governor = Governor(
+            coordinator=coordinator,
+            cards=run.nodes(),
+            plan=self.plan,
+            plan_token=run.plan_token,
+            run_id=run.run_id,
+            attempt=run.attempt,
+            seed=run.seed,
+            report=report,
+        )
+        self.strategy = GovernedStrategy(
+            build_strategy(self.plan.terms.training),
+            self.governor,
+            on_commit=self._commit,
+            first_round=self._next_round(),
+            evaluate_every_round=self.plan.terms.evaluation.every_round,
+        )
+
+    def carry_out(self) -> Results:
+        """Propose, train, measure, release, gather evidence, write results."""
+        began = time.monotonic()
+        with self._timed("setup"):
+            self.governor.propose(self.grid)
+            at_start = {holder: view.standing for holder, view in self.governor.views.items()}
+            self._open_log()
+        self.report("run-started", self._description())
+        with self._timed("training"):
+            self._train()
+        committed = self.checkpoints.committed_rounds()
+        if not committed:
+            raise RunRefused(
+                "no round was committed: no data holder's update could be used",
+                expected="at least one data holder that permits the plan",
+                got=_who_refused(self.governor.outcomes, self.governor.absent),
+                next_step="`ringfence policy preview DIR` says what change of the plan would pass",
+            )
+        model = self.checkpoints.average(float(self.plan.terms.training.average_last))
+        with self._timed("evaluation"):
+            final = self._evaluate(model)
+        released = self._release(model, len(committed))
+        with self._timed("references"):
+            references = reach(COMPARISON)(self.run.holder_directories, self.plan)
+        with self._timed("evidence"):
+            replies = self._hand_over()
+            bundle = gather_bundle(
+                run=self.run,
+                plan=self.plan,
+                coordinator=self.coordinator,
+                governor=self.governor,
+                replies=replies,
+                model=model if released is None else None,
+            )
+        results = Results(
+            run=self.run,
+            plan=self.plan,
+            coordinator=self.coordinator,
+            governor=self.governor,
+            at_start=at_start,
+            model=model if released is None else None,
+            not_released=released,
+            final=Scores.of(final),
+            references=references,
+            evidence=replies,
+            bundle=bundle,
+            timings=self.timings,
+            began=began,
+        )
+        write_results(results)
+        replace(self.run, is_finished=True).save()
+        self.report("run-finished", {"status": results.status, "out": self.run.out})
+        return results
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def _open_log(self) -> None:
+        last = self.checkpoints.last()
+        if last is None and self.run.attempt == 1:
+            initial = self._initial_model()
+            self.checkpoints.save_model(0, initial)
+            self.coordinator.append(
+                "run-started",
+                run_id=self.run.run_id,
+                plan_digest=self.plan.digest,
+                holders=sorted(self.plan.holders),
+                model_digest=model_digest(initial),
+            )
+            return
+        if last is not None:
+            self.governor.outcomes = [RoundOutcome.from_document(one) for one in last["outcomes"]]
+            self._log_committed(last["round"], last["record"])
+        self.coordinator.append("resumed", run_id=self.run.run_id, from_round=self._next_round())
+
+    def _train(self) -> None:
+        first = self._next_round()
+        remaining = self.plan.terms.training.rounds - first + 1
+        self.checkpoints.restore_strategy(self.strategy.inner)
+        arrays = self.checkpoints.model(first - 1) if first == 1 else self._last_model()
+        self.strategy.start(grid=self.grid, initial_arrays=to_record(arrays), num_rounds=remaining)
+
+    def _commit(self, round_number: int, arrays: ArrayRecord, record: dict[str, object]) -> None:
+        # Invariant: the checkpoint is the truth. A crash between the two lines is mended when the run is resumed.
+        self.checkpoints.save_round(
+            round_number,
+            {name: array.numpy() for name, array in arrays.items()},
+            strategy=self.strategy.inner,
+            outcomes=self.governor.outcomes,
+            record=record,
+        )
+        self._log_committed(round_number, record)
+
+    def _log_committed(self, round_number: int, record: Mapping[str, Any]) -> None:
+        known = (
+            entry["kind"] == "round-committed" and entry["run"] == self.run.run_id and entry["round"] == round_number
+            for entry in self.coordinator.log.records()
+        )
+        if not any(known):
+            self.coordinator.append("round-committed", run_id=self.run.run_id, round_number=round_number, **record)
+
+    def _evaluate(self, model: Arrays) -> dict[str, Rows]:
+        self.report("evaluating", {})
+        return self.strategy.evaluate_finally(self.grid, to_record(model), self.plan.terms.training.rounds)
+
+    def _release(self, model: Arrays, rounds: int) -> dict[str, Decision] | None:
+        """Ask every holder whose updates are in the model; None when it may be released, else who refused and why."""
+        contributors = {holder for outcome in self.governor.outcomes if outcome.committed for holder in outcome.cohort}
+        digest = model_digest(model)
+        questions = {
+            node_id: ReleaseRequest(run_id=self.run.run_id, plan_digest=self.plan.digest, model_digest=digest)
+            for node_id, card in self.governor.cards.items()
+            if card.holder_id in contributors
+        }
+        refused = {}
+        for node_id, said in ask(self.grid, RELEASE, questions, ReleaseReply).items():
+            decision = said if isinstance(said, Decision) else Decision.from_document(said.decision)
+            if not decision.permitted:
+                refused[self.governor.cards[node_id].holder_id] = decision
+        if refused:
+            return refused
+        self.coordinator.append("model-released", run_id=self.run.run_id, model_digest=digest, rounds=rounds)
+        return None
+
+    def _hand_over(self) -> dict[str, EvidenceReply]:
+        self.governor.offer(self.grid, self.plan.terms.training.rounds)
+        questions = {
+            node_id: EvidenceRequest(
+                run_id=self.run.run_id, plan_digest=self.plan.digest, log=self.governor.log_view_for(card.holder_id)
+            )
+            for node_id, card in self.governor.cards.items()
+        }
+        said = ask(self.grid, EVIDENCE, questions, EvidenceReply)
+        return {
+            self.governor.cards[node_id].holder_id: reply
+            for node_id, reply in said.items()
+            if not isinstance(reply, Decision)
+        }
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _next_round(self) -> int:
+        last = self.checkpoints.last()
+        return 1 if last is None else int(last["round"]) + 1
+
+    def _last_model(self) -> Arrays:
+        return self.checkpoints.model(self.checkpoints.committed_rounds()[-1])
+
+    def _initial_model(self) -> Arrays:
+        spec = json.loads(self.plan.terms.model.model_dump_json())
+        arrays: Arrays = reach(INITIAL_MODEL)(spec, self.plan.dataset_schema.feature_count)
+        return arrays
+
+    def _description(self) -> dict[str, object]:
+        return {
+            "run_id": self.run.run_id,
+            "rounds": self.plan.terms.training.rounds,
+            "first_round": self._next_round(),
+            "holders": {holder: card["name"] for holder, card in sorted(self.run.cards.items())},
+            "caps": {
+                holder: min(view.policy.epsilon_micro, view.standing.dataset_epsilon_cap_micro) / 1e6
+                for holder, view in self.governor.views.items()
+            },
+            "refused": {holder: list(denial.clauses) for holder, denial in self.governor.absent.items()},
+            "rehearsal": self.plan.rehearsal,
+        }
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.timings[name] = time.monotonic() - start
+
+
+def read_plan(coordinator: Coordinator, token: str) -> TrainingPlan:
+    """The plan that this coordinator signed.
+
+    Raises:
+        TrustRefused: The token is not this coordinator's plan.
+    """
+    store = TrustStore(coordinator.root)
+    store.accept_keys(coordinator.keys_token)
+    now_ms = coordinator.clock()
+    return TrainingPlan.from_document(store.accept(token, type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms))
+
+
+def to_record(arrays: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
+    """Arrays as Flower sends them."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def _coordinator_id(run: RunFile) -> str:
+    return roots_of_run(run).coordinator_id
+
+
+def _who_refused(outcomes: list[RoundOutcome], absent: Mapping[str, Decision]) -> str:
+    clauses = {holder: set(denial.clauses) for holder, denial in absent.items()}
+    for outcome in outcomes:
+        for refusal in outcome.refused:
+            clauses.setdefault(refusal.holder, set()).update(refusal.clauses)
+        for rejected in outcome.rejected_updates:
+            clauses.setdefault(rejected.holder, set()).add(rejected.code)
+    return "; ".join(f"{holder}: {', '.join(sorted(names))}" for holder, names in sorted(clauses.items())) or "nobody"

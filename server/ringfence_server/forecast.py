@@ -1,0 +1,102 @@
+"""Who would refuse a plan, why, and what change would make it pass: asked of the policies before anything runs."""
+
+from pathlib import Path
+from typing import Any
+
+from ringfence_policy.accounting import epsilon_micro
+from ringfence_policy.database import Database
+from ringfence_policy.facts import Cost, use_request
+from ringfence_policy.gate import PolicyGate
+from ringfence_policy.ledger import PrivacyLedger, now_ms
+from ringfence_policy.mechanism import History, history_of
+from ringfence_policy.plan import PlanFile, PlanHolder, TrainingPlan
+from ringfence_policy.preview import HolderPreview, PreviewCase, preview
+from ringfence_policy.request import RoundRequest
+from ringfence_policy.settlement import settle
+from ringfence_policy.vocabulary import PURPOSES, Action, Evaluation
+from ringfence_server.scenario import Scenario
+
+_NOBODY = PlanHolder(weight=1, root_thumbprint="", root={})
+
+
+def forecast(scenario: Scenario, plan: PlanFile) -> list[HolderPreview]:
+    """Ask every holder's policy about a plan, with its ledger as it stands. Uses no data and records nothing."""
+    return preview([_case(scenario, plan, holder_id) for holder_id in scenario.holders])
+
+
+def forecast_document(plan: PlanFile, previews: list[HolderPreview]) -> dict[str, Any]:
+    """A forecast as the report and `--json` show it."""
+    return {
+        "plan_id": plan.plan_id,
+        "title": plan.title,
+        "purpose": PURPOSES[plan.purpose].label,
+        "holders": [
+            {
+                "holder": one.holder_id,
+                "permitted": one.permitted,
+                "rounds_permitted": one.rounds_permitted,
+                "failed": [
+                    {"clause": failed.clause, "meaning": failed.meaning, "limit": failed.limit} for failed in one.failed
+                ],
+                "change": one.change,
+                "obstacles": list(one.obstacles),
+            }
+            for one in previews
+        ],
+    }
+
+
+def _case(scenario: Scenario, plan: PlanFile, holder_id: str) -> PreviewCase:
+    policy = scenario.policies[holder_id]
+    profile = scenario.holders[holder_id]
+    by_policy, by_dataset = _spent(scenario.holder_directory(holder_id) / "state" / "ledger.db", policy.policy_id,
+                                   profile.dataset.dataset_id)  # fmt: skip
+    settlement = settle(
+        plan=plan, policy=policy, dataset=profile.dataset, policy_history=by_policy, dataset_history=by_dataset
+    )
+    whole = TrainingPlan(
+        terms=plan, dataset_schema=scenario.schema, holders=dict.fromkeys(scenario.holders, _NOBODY), rehearsal=False
+    )
+    used = sum(count for mechanism, count in by_policy if mechanism.kind == "dp-sgd")
+
+    def spent_after(rounds: int) -> int:
+        history = history_of([*by_policy, (settlement.training, rounds)])
+        return epsilon_micro(history, delta_pico=policy.delta_pico)
+
+    def request(action: Action, cohort_size: int, cost: Cost, evaluation: Evaluation = Evaluation.NONE) -> RoundRequest:
+        return use_request(
+            whole,
+            policy,
+            action=action,
+            now_ms=now_ms(),
+            cohort_size=cohort_size,
+            cost=cost,
+            evaluation=evaluation,
+            revoked=False,
+            status_fresh=True,
+        )
+
+    def request_for(round_number: int, cohort_size: int) -> RoundRequest:
+        after, before = spent_after(round_number), spent_after(round_number - 1)
+        cost = Cost(rounds_used=used + round_number - 1, epsilon_after_micro=after, epsilon_cost_micro=after - before)
+        return request(Action.TRAIN, cohort_size, cost)
+
+    everyone = len(scenario.holders)
+    also = [request(Action.RELEASE, everyone, Cost())]
+    if settlement.evaluation_mode is not Evaluation.NONE:
+        also.append(request(Action.EVALUATE, everyone, Cost(), settlement.evaluation_mode))
+    return PreviewCase(
+        holder_id=holder_id,
+        gate=PolicyGate(policy),
+        rounds=plan.training.rounds,
+        request_for=request_for,
+        also=tuple(also),
+    )
+
+
+def _spent(path: Path, policy_id: str, dataset_id: str) -> tuple[History, History]:
+    if not path.exists():
+        return (), ()
+    with Database.open(path, must_exist=True) as database:
+        ledger = PrivacyLedger(database)
+        return ledger.history(dataset_id, policy_id=policy_id), ledger.history(dataset_id)

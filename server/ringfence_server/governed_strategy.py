@@ -1,0 +1,201 @@
+"""Any Flower strategy behind the gate: the inner one samples and aggregates, the governor says who and what it sees."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from flwr.supercore.run import Run
+
+from ringfence_policy.errors import RunFailed
+from ringfence_policy.protocol import METRICS_RECORD, WEIGHT_KEY
+from ringfence_policy.score_histogram import Rows
+from ringfence_policy.vocabulary import Action
+from ringfence_server.governor import Governor, clean_reply
+from ringfence_server.outcome import Scores
+
+# Flower's sampling polls until enough nodes are there; it asks twice per round when it does not have to wait.
+_PATIENCE = 8
+
+Commit = Callable[[int, ArrayRecord, dict[str, object]], None]
+
+
+class GovernedStrategy(Strategy):
+    """Run a Flower strategy over data holders whose policies are asked before every round.
+
+    The inner strategy is used unmodified: it sees only nodes whose holders permit, and only updates that passed every
+    check, weighted by the holders' declared weights.
+
+    Args:
+        inner: Any Flower strategy.
+        governor: Permissions of this run.
+        on_commit: Makes a round durable; called with the round, the new model and the record to log.
+        first_round: The round Flower's round 1 stands for; above 1 after a resumption.
+        evaluate_every_round: Whether to measure the model after each round where policies allow exact measures.
+    """
+
+    def __init__(
+        self,
+        inner: Strategy,
+        governor: Governor,
+        *,
+        on_commit: Commit,
+        first_round: int = 1,
+        evaluate_every_round: bool = False,
+    ) -> None:
+        self.inner = inner
+        self._governor = governor
+        self._on_commit = on_commit
+        self._offset = first_round - 1
+        self._evaluate_every_round = evaluate_every_round
+        self._base = ArrayRecord()
+
+    def summary(self) -> None:
+        """Log the inner strategy's configuration."""
+        self.inner.summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask who permits this round, let the inner strategy choose among those, and write to each of them."""
+        number = server_round + self._offset
+        self._base = arrays
+        permitted = self._governor.open_round(grid, number)
+        proposed = (
+            list(self.inner.configure_train(number, arrays, config, CohortView(grid, permitted))) if permitted else []
+        )
+        return self._governor.admit(number, proposed, arrays, Action.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Give the inner strategy the updates that count, and make what it makes of them durable."""
+        number = server_round + self._offset
+        accepted = self._governor.receive(replies, self._base)
+        if not accepted:
+            self._governor.close_round("no data holder's update may be used this round")
+            return None, None
+        key = str(getattr(self.inner, "weighted_by_key", WEIGHT_KEY))
+        weights = {holder: self._governor.views[holder].card.weight for holder in accepted}
+        clean = [clean_reply(reply, weights[holder], key) for holder, (reply, _) in sorted(accepted.items())]
+        arrays, metrics = self.inner.aggregate_train(number, clean)
+        if arrays is None:
+            self._governor.close_round(f"{type(self.inner).__name__} made no model from {len(accepted)} updates")
+            return None, metrics
+        self._on_commit(number, arrays, self._governor.commit(arrays, accepted))
+        return arrays, metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask who permits an exact measure of this round's model, if the plan wants one every round."""
+        number = server_round + self._offset
+        outcome = self._governor.outcomes[-1]
+        if not self._evaluate_every_round or not outcome.committed:
+            return []
+        return self._evaluation_messages(number, arrays, config, grid, final=False)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Read the histograms, and give the inner strategy plain accuracies."""
+        outcome = self._governor.outcomes[-1]
+        gathered = list(replies)
+        histograms = self._governor.measured(gathered)
+        outcome.metrics = Scores.of(histograms)
+        metrics = self._inner_metrics(server_round + self._offset, gathered, outcome.metrics)
+        if outcome.committed:
+            self._governor.close_round()
+        return metrics
+
+    def evaluate_finally(self, grid: Grid, arrays: ArrayRecord, round_number: int) -> dict[str, Rows]:
+        """Measure the model that is to be released, also where the measure is private and charged."""
+        self._governor.offer(grid, round_number)
+        messages = self._evaluation_messages(round_number, arrays, ConfigRecord(), grid, final=True)
+        return self._governor.measured(grid.send_and_receive(messages)) if messages else {}
+
+    def _evaluation_messages(
+        self, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, *, final: bool
+    ) -> list[Message]:
+        permitted = self._governor.evaluators(number, final=final)
+        if not permitted:
+            return []
+        proposed = list(self.inner.configure_evaluate(number, arrays, config, CohortView(grid, permitted)))
+        return self._governor.admit(number, proposed, arrays, Action.EVALUATE)
+
+    def _inner_metrics(self, number: int, replies: Sequence[Message], scores: Scores | None) -> MetricRecord | None:
+        if scores is None:
+            return None
+        plain = []
+        by_node = {card.holder_id: node_id for node_id, card in self._governor.cards.items()}
+        for reply in replies:
+            for holder, measured in scores.per_holder.items():
+                if reply.metadata.src_node_id == by_node[holder] and measured["accuracy"] is not None:
+                    weight = self._governor.views[holder].card.weight
+                    record = MetricRecord({"accuracy": measured["accuracy"], WEIGHT_KEY: weight})
+                    reply.content = RecordDict({METRICS_RECORD: record})
+                    plain.append(reply)
+        return self.inner.aggregate_evaluate(number, plain) if plain else None
+
+
+class CohortView(Grid):  # the refused methods keep Flower's signatures
+    """The Grid as the inner strategy sees it: only nodes that may be asked, and no way to write to any."""
+
+    def __init__(self, grid: Grid, node_ids: Sequence[int]) -> None:
+        self._grid = grid
+        self._node_ids = list(node_ids)
+        self._asked = 0
+
+    def set_run(self, run: Run) -> None:  # noqa: ARG002
+        """Refused: the run is the governed one's."""
+        raise self._closed()
+
+    @property
+    def run(self) -> Run:
+        """The run's description."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Build a message; the governor decides whether it is sent."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes that may be asked.
+
+        Raises:
+            RunFailed: The strategy keeps polling for more nodes than permit, which would wait for ever.
+        """
+        self._asked += 1
+        if self._asked > _PATIENCE:
+            raise RunFailed(
+                "the strategy waits for more data holders than permit this round",
+                got=f"{len(self._node_ids)} that permit",
+                next_step="lower the strategy's min_available_nodes, or set [cohort] min_holders in the plan",
+            )
+        return list(self._node_ids)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """The nodes that may be asked, with their names."""
+        wanted = set(self.get_node_ids())
+        return [node for node in self._grid.get_nodes() if node.node_id in wanted]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002
+        """Refused: messages go through the gate."""
+        raise self._closed()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002
+        """Refused: replies go through the checks."""
+        raise self._closed()
+
+    def send_and_receive(
+        self,
+        messages: Iterable[Message],  # noqa: ARG002
+        *,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Refused: messages go through the gate."""
+        raise self._closed()
+
+    def _closed(self) -> RunFailed:
+        return RunFailed("a strategy may not reach data holders by itself", next_step="return the messages instead")

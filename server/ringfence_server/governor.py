@@ -1,0 +1,396 @@
+"""The coordinator's side of a governed round: who is asked, what each is asked, and which answers count.
+
+Flower's strategy decides how to sample and aggregate; everything about permission stands here, so that any strategy can
+be governed without knowing it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from safetensors.numpy import save
+
+from ringfence_policy import canonical
+from ringfence_policy.cohort import largest_cohort
+from ringfence_policy.decision import Decision, Point
+from ringfence_policy.errors import RingfenceError
+from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.protocol import (
+    ARRAYS_RECORD,
+    BODY_KEY,
+    BODY_RECORD,
+    METRICS_RECORD,
+    OFFER,
+    PROPOSE,
+    WEIGHT_KEY,
+    HolderCard,
+    Introduction,
+    LogView,
+    Offer,
+    Proposal,
+    UseReply,
+    UseRequest,
+)
+from ringfence_policy.request import RoundRequest
+from ringfence_policy.score_histogram import Rows
+from ringfence_policy.vocabulary import Action, Evaluation
+from ringfence_server.conversation import ask, read_reply, replies_by_node, silence
+from ringfence_server.coordinator import Coordinator, HolderView
+from ringfence_server.outcome import Refusal, RejectedUpdate, RoundOutcome
+from ringfence_server.update_checks import Defect, find_defect, norm_bound
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+Use = Literal[Action.TRAIN, Action.EVALUATE]
+
+
+def model_digest(arrays: Arrays) -> str:
+    """Name a model by its bytes in the safetensors format, which is also the released file's."""
+    return canonical.digest_bytes(save(dict(arrays)))
+
+
+class Governor:
+    """Keeps one run's permissions.
+
+    Args:
+        coordinator: The coordinator, opened.
+        cards: The registered holders' cards by Flower node number.
+        plan: The signed plan.
+        plan_token: The plan as signed.
+        run_id: Ringfence's name for the run.
+        attempt: 1 for a run's first process, one more for each resumption.
+        seed: The rehearsal's seed; None for a real run.
+        report: Called with each event of the run as it happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        cards: Mapping[int, HolderCard],
+        plan: TrainingPlan,
+        plan_token: str,
+        run_id: str,
+        attempt: int = 1,
+        seed: int | None = None,
+        report: Callable[[str, Mapping[str, object]], None] = lambda _name, _members: None,
+    ) -> None:
+        self.coordinator = coordinator
+        self.plan = plan
+        self.run_id = run_id
+        self.attempt = attempt
+        self.outcomes: list[RoundOutcome] = []
+        self.mechanisms: dict[str, DpMechanism] = {}
+        self.views: dict[str, HolderView] = {}
+        self.absent: dict[str, Decision] = {}
+        self.seen: dict[str, int] = {}
+        self.cards = dict(cards)
+        self._nodes = {card.holder_id: node_id for node_id, card in cards.items()}
+        self._plan_token = plan_token
+        self._seed = seed
+        self._report = report
+        self._opened = 0.0
+        self._sent: dict[int, Message] = {}
+
+    # --- before the run ----------------------------------------------------------------------------------------------
+
+    def propose(self, grid: Grid) -> None:
+        """Show the plan to every holder and take in its papers."""
+        proposals = {
+            node_id: Proposal(
+                run_id=self.run_id,
+                plan=self._plan_token,
+                coordinator_keys=self.coordinator.keys_token,
+                rehearsal_seed=self._seed,
+            )
+            for node_id in self.cards
+        }
+        self._take_in(ask(grid, PROPOSE, proposals, Introduction))
+        for holder_id, view in self.views.items():
+            self.mechanisms[holder_id] = DpMechanism.from_document(view.standing.mechanism)
+
+    def offer(self, grid: Grid, round_number: int) -> None:
+        """Ask every holder for fresh papers: a revocation or an empty budget is then known before data is asked for."""
+        questions = {
+            node_id: Offer(
+                run_id=self.run_id,
+                round_number=round_number,
+                plan_digest=self.plan.digest,
+                known_size=self.coordinator.known_size(card.holder_id),
+            )
+            for node_id, card in self.cards.items()
+        }
+        self._take_in(ask(grid, OFFER, questions, Introduction))
+
+    def _take_in(self, answers: Mapping[int, Introduction | Decision]) -> None:
+        self.views.clear()
+        self.absent.clear()
+        with self.coordinator.database.transaction():
+            for node_id, said in answers.items():
+                card = self.cards[node_id]
+                met = said if isinstance(said, Decision) else self.coordinator.meet(
+                    card, said, plan=self.plan, run_id=self.run_id
+                )  # fmt: skip
+                if isinstance(met, Decision):
+                    self.absent[card.holder_id] = met
+                else:
+                    self.views[card.holder_id] = met
+        self.coordinator.save()
+
+    # --- one round ---------------------------------------------------------------------------------------------------
+
+    def open_round(self, grid: Grid, round_number: int) -> list[int]:
+        """Begin a round: fresh papers, and the largest cohort in which every holder permits.
+
+        Returns:
+            The node numbers of that cohort; empty where nobody may be asked.
+        """
+        self._opened = time.monotonic()
+        self.offer(grid, round_number)
+        self.outcomes.append(RoundOutcome(round=round_number, attempt=self.attempt))
+        members, refusals = self._cohort(list(self.views), Action.TRAIN, round_number, final=False)
+        self.outcomes[-1].refused = [Refusal.of(holder, denial) for holder, denial in refusals.items()]
+        return [self._nodes[holder] for holder in members]
+
+    def admit(self, round_number: int, proposed: Sequence[Message], arrays: ArrayRecord, action: Use) -> list[Message]:
+        """Turn what the strategy wants to send into one governed message for each holder that permits it.
+
+        The strategy may have sampled some of the cohort only, so permission is asked again for exactly those.
+        """
+        wanted = {self.cards[message.metadata.dst_node_id].holder_id: message for message in proposed}
+        members, refusals = self._cohort(list(wanted), action, round_number, final=True)
+        outcome = self.outcomes[-1]
+        if action is Action.TRAIN:
+            outcome.cohort = list(members)
+            outcome.refused += [Refusal.of(holder, denial) for holder, denial in refusals.items()]
+            self._report("round-opened", {"round": round_number, "cohort": members, "refused": outcome.refused})
+        base = model_digest(arrays_of(arrays))
+        papers = {holder: self.views[holder].papers for holder in members}
+        self._sent = {}
+        for holder in members:
+            request = UseRequest(
+                run_id=self.run_id,
+                round_number=round_number,
+                attempt=self.attempt,
+                action=action,
+                plan_digest=self.plan.digest,
+                base_model_digest=base,
+                evaluation=self.views[holder].standing.evaluation if action is Action.EVALUATE else Evaluation.NONE,
+                cohort=papers,
+                known_size=self.coordinator.known_size(holder),
+                log=self.log_view_for(holder) if action is Action.TRAIN else None,
+            )
+            self._sent[self._nodes[holder]] = _governed(wanted[holder], request, arrays)
+        return list(self._sent.values())
+
+    def receive(self, replies: Iterable[Message], base: ArrayRecord) -> dict[str, tuple[Message, UseReply]]:
+        """Keep the updates that may be aggregated; log every other one with its reason."""
+        sent = self._sent
+        by_node = replies_by_node(sent.values(), replies)
+        accepted: dict[str, tuple[Message, UseReply]] = {}
+        with self.coordinator.database.transaction():
+            for node_id in sent:
+                card = self.cards[node_id]
+                reply = by_node.get(node_id)
+                body = silence() if reply is None else read_reply(reply, UseReply)
+                if isinstance(body, Decision) or reply is None:
+                    self._refused_by_holder(card, body if isinstance(body, Decision) else silence())
+                    continue
+                defect = self._defect(card, reply, body, base)
+                if defect is None:
+                    accepted[card.holder_id] = (reply, body)
+                    self.outcomes[-1].epsilon[card.holder_id] = body.epsilon_micro / 1e6
+                else:
+                    self._reject(card, defect)
+            accepted = self._still_permitted(accepted)
+            for holder, (_, body) in accepted.items():
+                self._log("update-received", holder=holder, hold_id=body.hold_id, update_digest=body.digest)
+        self.coordinator.save()
+        return accepted
+
+    def commit(self, arrays: ArrayRecord, accepted: Mapping[str, tuple[Message, UseReply]]) -> dict[str, object]:
+        """The record of a committed round; it is logged once the checkpoint that holds the model is on disk."""
+        outcome = self.outcomes[-1]
+        outcome.committed = True
+        outcome.cohort = sorted(accepted)
+        return {
+            "cohort": outcome.cohort,
+            "updates": {holder: body.digest for holder, (_, body) in sorted(accepted.items())},
+            "refused": {refusal.holder: list(refusal.clauses) for refusal in outcome.refused},
+            "model_digest": model_digest(arrays_of(arrays)),
+        }
+
+    def close_round(self, reason: str | None = None) -> None:
+        """End a round, committed or not."""
+        outcome = self.outcomes[-1]
+        outcome.reason = reason
+        outcome.seconds = time.monotonic() - self._opened
+        self._report("round-closed", {"outcome": outcome})
+
+    # --- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluators(self, round_number: int, *, final: bool) -> list[int]:
+        """The nodes that may be asked to measure the model: in between only where that is exact and costs nothing."""
+        willing = [
+            holder
+            for holder, view in self.views.items()
+            if view.standing.evaluation is Evaluation.EXACT
+            or (final and view.standing.evaluation is Evaluation.PRIVATE)
+        ]
+        members, _ = self._cohort(willing, Action.EVALUATE, round_number, final=False)
+        return [self._nodes[holder] for holder in members]
+
+    def measured(self, replies: Iterable[Message]) -> dict[str, Rows]:
+        """The histograms that holders gave, by holder; refusals and malformed ones are left out."""
+        found: dict[str, Rows] = {}
+        with self.coordinator.database.transaction():
+            for node_id, reply in replies_by_node(self._sent.values(), replies).items():
+                card = self.cards[node_id]
+                body = read_reply(reply, UseReply)
+                if isinstance(body, Decision) or body.histogram is None or not _is_histogram(body.histogram):
+                    continue
+                try:
+                    self.coordinator.see(card, body.log, run_id=self.run_id)
+                except RingfenceError:
+                    continue
+                found[card.holder_id] = body.histogram
+        self.coordinator.save()
+        return found
+
+    def log_view_for(self, holder_id: str) -> LogView:
+        """Our log as a holder must be shown it: with the proof from what it has seen of it."""
+        if holder_id in self.views:
+            self.seen[holder_id] = self.views[holder_id].introduction.coordinator_log_seen
+        return self.coordinator.log_view(since=self.seen.get(holder_id, 0))
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _cohort(
+        self, candidates: Sequence[str], action: Action, round_number: int, *, final: bool
+    ) -> tuple[tuple[str, ...], dict[str, Decision]]:
+        facts: dict[str, RoundRequest] = {}
+
+        def permits(holder: str, members: frozenset[str]) -> Decision:
+            decision, facts[holder] = self.coordinator.decide(
+                self.views[holder], plan=self.plan, action=action, cohort_size=len(members)
+            )
+            return decision
+
+        found = largest_cohort(candidates, permits)
+        refusals = dict(found.refusals)
+        members = found.members
+        if action is Action.TRAIN and len(members) < self.plan.terms.cohort.min_holders:
+            too_few = Decision.deny(
+                "plan-min-holders",
+                "The plan itself asks for more data holders than permit this round.",
+                limit=f"at least {self.plan.terms.cohort.min_holders}",
+                point=Point.COORDINATOR,
+            )
+            refusals |= dict.fromkeys(members, too_few)
+            members = ()
+        if action is Action.TRAIN and not final:
+            refusals |= self.absent
+        with self.coordinator.database.transaction():
+            decisions = {**refusals, **({holder: found.decisions[holder] for holder in members} if final else {})}
+            for holder, decision in decisions.items():
+                self._log(
+                    "decision",
+                    round_number=round_number,
+                    holder=holder,
+                    decision=decision.for_outsiders().to_document(),
+                    action=action.value,
+                    inputs=facts[holder].public_facts() if holder in facts else None,
+                )
+        return members, refusals
+
+    def _still_permitted(self, accepted: dict[str, tuple[Message, UseReply]]) -> dict[str, tuple[Message, UseReply]]:
+        """Leave out who would not have taken part in the smaller cohort that is left after refusals and defects."""
+
+        def permits(holder: str, members: frozenset[str]) -> Decision:
+            return self.coordinator.decide(
+                self.views[holder], plan=self.plan, action=Action.TRAIN, cohort_size=len(members)
+            )[0]
+
+        found = largest_cohort(list(accepted), permits)
+        for holder, denial in found.refusals.items():
+            words = "; ".join(one.meaning for one in denial.failed)
+            self._reject(self.cards[self._nodes[holder]], Defect(",".join(denial.clauses), words))
+        return {holder: accepted[holder] for holder in found.members}
+
+    def _defect(self, card: HolderCard, reply: Message, body: UseReply, base: ArrayRecord) -> Defect | None:
+        training = self.plan.terms.training
+        mechanism = self.mechanisms.get(card.holder_id)
+        expected_source = "seeded" if self.plan.rehearsal else "csprng"
+        if mechanism is None or body.mechanism != mechanism.to_document() or body.noise_source != expected_source:
+            return Defect("mechanism", "clip, noise and rate must be those the holder settled before the run")
+        try:
+            update = arrays_of(reply.content.array_records[ARRAYS_RECORD])
+            claimed = reply.content.metric_records[METRICS_RECORD].get(WEIGHT_KEY)
+            self.coordinator.see(card, body.log, run_id=self.run_id)
+        except RingfenceError as error:
+            return Defect("log", error.summary)
+        except Exception as error:  # noqa: BLE001 -- whatever a holder sends must not end the run for the others
+            return Defect("malformed", f"the update could not be read: {type(error).__name__}")
+        start = arrays_of(base)
+        bound = norm_bound(
+            mechanism,
+            learning_rate=float(training.learning_rate),
+            weight=card.weight,
+            parameters=sum(array.size for array in start.values()),
+        )
+        defect = find_defect(update, base=start, bound=bound, claimed_weight=claimed, weight=card.weight)
+        if defect is None and model_digest(update) != body.digest:
+            return Defect("digest", "the update must be the one whose digest the holder logged")
+        return defect
+
+    def _refused_by_holder(self, card: HolderCard, denial: Decision) -> None:
+        self.outcomes[-1].refused.append(Refusal.of(card.holder_id, denial))
+        reason = "; ".join(one.meaning for one in denial.failed)
+        code = "no-reply" if denial.clauses in (("no-reply",), ("fault",)) else ",".join(denial.clauses)
+        self._log("update-refused", holder=card.holder_id, reason=reason[:1900], code=code[:90])
+
+    def _reject(self, card: HolderCard, defect: Defect) -> None:
+        self.outcomes[-1].rejected_updates.append(RejectedUpdate(card.holder_id, defect.code, defect.reason))
+        self._log("update-refused", holder=card.holder_id, reason=defect.reason[:1900], code=defect.code[:90])
+
+    def _log(self, kind: str, *, round_number: int | None = None, **members: object) -> None:
+        number = self.outcomes[-1].round if round_number is None else round_number
+        self.coordinator.append(kind, run_id=self.run_id, round_number=number, **members)
+
+
+def arrays_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
+    """An ArrayRecord as arrays by name.
+
+    Raises:
+        ValueError: An array's bytes do not fit its stated shape and type.
+    """
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def clean_reply(reply: Message, weight: int, weighted_by_key: str) -> Message:
+    """An accepted update as the inner strategy sees it: arrays, and the declared weight under its key. Nothing else."""
+    content = RecordDict(
+        {
+            ARRAYS_RECORD: reply.content.array_records[ARRAYS_RECORD],
+            METRICS_RECORD: MetricRecord({WEIGHT_KEY: weight, weighted_by_key: weight}),
+        }
+    )
+    reply.content = content
+    return reply
+
+
+def _governed(message: Message, request: UseRequest, arrays: ArrayRecord) -> Message:
+    # Flower's strategies put ONE record into all messages; what is written for one holder must reach no other.
+    content = RecordDict({ARRAYS_RECORD: arrays, BODY_RECORD: ConfigRecord({BODY_KEY: request.to_bytes()})})
+    for name, record in message.content.config_records.items():
+        content[name] = ConfigRecord(dict(record))
+    metadata = message.metadata
+    return Message(content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id)
+
+
+def _is_histogram(rows: Rows) -> bool:
+    return len(rows[0]) == len(rows[1]) > 0 and len(rows[0]) % 2 == 0

@@ -1,0 +1,164 @@
+"""run.json: what a run is, written before it starts, so that another process can take it up again."""
+
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Self
+
+from ringfence_policy.durable import write_durably
+from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.identity import PublicKey
+from ringfence_policy.plan import PlanHolder, TrainingPlan
+from ringfence_policy.protocol import HolderCard
+from ringfence_server.coordinator import Coordinator
+from ringfence_server.scenario import Scenario
+
+# The holders' side, reached as Flower reaches it: by reference, never by import.
+ENROL = "ringfence_client.enrolment:enrol"
+COHORT_APP = "ringfence_client.clientapp:cohort"
+INITIAL_MODEL = "ringfence_client.models:initial_arrays"
+COMPARISON = "ringfence_client.comparison:compare"
+
+_FIRST_NODE_ID = 1001
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """One run, as it was started.
+
+    Attributes:
+        run_id: Its name in every record.
+        flower_run_id: Flower's number for it.
+        scenario: The scenario's name, for people.
+        directory: runs/<run id>/ of the scenario.
+        out: Where results go.
+        plan_token: The signed plan.
+        cards: The registered holders.
+        holder_directories: Their directories on this machine.
+        seed: The rehearsal's seed, or None.
+        attempt: How many processes have taken this run up.
+        started_at: When, RFC 3339.
+        is_finished: Whether results were written.
+    """
+
+    run_id: str
+    flower_run_id: int
+    scenario: str
+    directory: str
+    out: str
+    plan_token: str
+    cards: dict[str, dict[str, Any]]
+    holder_directories: dict[str, str]
+    seed: int | None
+    attempt: int
+    started_at: str
+    is_finished: bool = False
+
+    def save(self) -> None:
+        """Write the file, whole."""
+        write_durably(Path(self.directory) / "run.json", json.dumps(asdict(self), indent=1).encode())
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read a run's file.
+
+        Raises:
+            ScenarioInvalid: There is none.
+        """
+        path = directory / "run.json"
+        if not path.exists():
+            raise ScenarioInvalid("there is no run here", expected="a run.json", where=str(directory))
+        return cls(**json.loads(path.read_text()))
+
+    def next_attempt(self) -> Self:
+        """The same run, taken up by one more process."""
+        return replace(self, attempt=self.attempt + 1)
+
+    def nodes(self) -> dict[int, HolderCard]:
+        """Each holder's card by its Flower node number."""
+        return {
+            _FIRST_NODE_ID + position: HolderCard(**card)
+            for position, (_, card) in enumerate(sorted(self.cards.items()))
+        }
+
+    @property
+    def root(self) -> Path:
+        """The scenario's own directory."""
+        return Path(self.directory).parent.parent
+
+
+def reach(reference: str) -> Callable[..., Any]:
+    """Load what a reference "module:name" names."""
+    found: Callable[..., Any] = resolve_name(reference)
+    return found
+
+
+def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunFile:
+    """Register the holders, sign the plan for them and write run.json. Uses no data.
+
+    Args:
+        scenario: The scenario.
+        out: Where results go; the run's own directory by default.
+        seed: Makes the run a rehearsal with seeded noise: NOT PRIVATE.
+
+    Raises:
+        RingfenceError: A holder could not be set up, or keys cannot be read.
+    """
+    now = datetime.now(UTC)
+    run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    directories = {holder_id: str(scenario.holder_directory(holder_id).resolve()) for holder_id in scenario.holders}
+    enrol = reach(ENROL)
+    cards: dict[str, HolderCard] = {holder_id: enrol(path) for holder_id, path in sorted(directories.items())}
+    plan = TrainingPlan(
+        terms=scenario.plan,
+        dataset_schema=scenario.schema,
+        holders={
+            holder_id: PlanHolder(
+                weight=card.weight, root=card.root, root_thumbprint=PublicKey.from_jwk(card.root).thumbprint
+            )
+            for holder_id, card in cards.items()
+        },
+        rehearsal=seed is not None,
+    )
+    coordinator = Coordinator(scenario.directory / "coordinator", coordinator_id=scenario.plan.coordinator)
+    try:
+        plan_token = coordinator.sign_plan(plan)
+    finally:
+        coordinator.close()
+    directory = (scenario.directory / "runs" / run_id).resolve()
+    run = RunFile(
+        run_id=run_id,
+        flower_run_id=secrets.randbits(62) | 1,
+        scenario=scenario.directory.resolve().name,
+        directory=str(directory),
+        out=str((out if out is not None else directory).resolve()),
+        plan_token=plan_token,
+        cards={holder_id: card.model_dump(mode="json") for holder_id, card in cards.items()},
+        holder_directories=directories,
+        seed=seed,
+        attempt=1,
+        started_at=now.isoformat(timespec="seconds"),
+    )
+    run.save()
+    return run
+
+
+def unfinished_run(directory: Path) -> RunFile:
+    """The newest run of a scenario that was not finished.
+
+    Raises:
+        ScenarioInvalid: Every run was finished, or there is none.
+    """
+    for path in sorted((directory / "runs").glob("*/run.json"), reverse=True):
+        run = RunFile.load(path.parent)
+        if not run.is_finished:
+            return run
+    raise ScenarioInvalid(
+        "there is no unfinished run to resume",
+        where=str(directory / "runs"),
+        next_step="start a new one: `ringfence run DIR`",
+    )

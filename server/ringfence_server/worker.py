@@ -1,0 +1,83 @@
+"""The process of one run: holders in this process, Flower's ServerApp, and an end that says how it went.
+
+Started as `python -m ringfence_server.worker RUN_DIRECTORY`. Exit codes: 0 done, 1 fault, 2 wrong usage, 3 refused.
+What happens is written to events.jsonl of the run directory; the last event of a failed run is `run-failed`.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Set before Flower is imported: a holder's machine calls nobody, and one process must not fight over two cores.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+from ringfence_policy.errors import RingfenceError, RunFailed
+from ringfence_server.events import EventFile
+from ringfence_server.run_file import COHORT_APP, RunFile, reach
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out the run in the directory that the one argument names."""
+    directory = Path(arguments[0])
+    form = "%(asctime)s %(name)s %(message)s"
+    logging.basicConfig(filename=directory / "worker.log", level=logging.INFO, format=form)
+    report = EventFile(directory / "events.jsonl")
+    try:
+        run_embedded(RunFile.load(directory))
+    except RingfenceError as error:
+        report("run-failed", {"error": error.to_document(), "exit_code": error.exit_code})
+        return error.exit_code
+    except Exception as error:
+        logging.getLogger(__name__).exception("the run failed")
+        failed = RunFailed(
+            "the run stopped at an unexpected fault",
+            got=type(error).__name__,
+            where=str(directory / "worker.log"),
+            next_step="what was committed is kept: `ringfence run --resume DIR` goes on from there",
+        )
+        report("run-failed", {"error": failed.to_document(), "exit_code": failed.exit_code})
+        return failed.exit_code
+    return 0
+
+
+def run_embedded(run: RunFile) -> None:
+    """Run Flower's ServerApp over nodes in this process."""
+    from flwr.app import Context, RecordDict  # noqa: PLC0415 -- after logging is set up: Flower logs at import
+
+    from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode  # noqa: PLC0415
+    from ringfence_server.serverapp import RUN_DIRECTORY, app  # noqa: PLC0415
+
+    _quiet_flower(Path(run.directory))
+    root = (run.root / "coordinator" / "root.jwk").read_text()
+    nodes = [
+        EmbeddedNode(
+            node_id=node_id,
+            name=card.holder_id,
+            config={"holder-dir": run.holder_directories[card.holder_id], "coordinator-root": root},
+        )
+        for node_id, card in run.nodes().items()
+    ]
+    grid = EmbeddedGrid(nodes=nodes, cohort_app=reach(COHORT_APP), flower_run_id=run.flower_run_id)
+    context = Context(
+        run_id=run.flower_run_id,
+        node_id=0,
+        node_config={},
+        state=RecordDict(),
+        run_config={RUN_DIRECTORY: run.directory},
+    )
+    app(grid, context)
+
+
+def _quiet_flower(directory: Path) -> None:
+    """Send Flower's log to the run's own file: the terminal shows the run's events."""
+    flower = logging.getLogger("flwr")
+    for handler in list(flower.handlers):
+        flower.removeHandler(handler)
+    flower.addHandler(logging.FileHandler(directory / "flower.log"))
+    flower.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
