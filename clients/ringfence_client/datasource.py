@@ -24,6 +24,7 @@ from ringfence_policy.errors import DataInvalid
 from ringfence_policy.schema import BinaryColumn, CategoryColumn, Column, DatasetSchema, LabelRule, NumberColumn
 
 DATA_FILES: Final = ("data.csv", "data.parquet")
+_WORD_TYPES: Final = (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum)
 _SEPARATOR: Final = "\x1f"
 
 
@@ -62,8 +63,8 @@ class HolderData:
         Raises:
             DataInvalid: The shapes do not fit each other, a number is not finite, or a label is neither 0 nor 1.
         """
-        features = np.ascontiguousarray(features, dtype=np.float32)
-        labels = np.ascontiguousarray(labels, dtype=np.float32)
+        features = np.array(features, dtype=np.float32, order="C")
+        labels = np.array(labels, dtype=np.float32, order="C")
         if features.ndim != 2 or labels.shape != features.shape[:1]:  # noqa: PLR2004 - a matrix has two dimensions
             raise DataInvalid("features and labels do not fit", expected="shapes (rows, features) and (rows,)")
         if not np.isfinite(features).all() or not np.isin(labels, (0.0, 1.0)).all():
@@ -241,7 +242,7 @@ def _numbers(values: pl.Series, faults: list[str]) -> pl.Series:
 
 def _words(values: pl.Series, vocabulary: Sequence[str], faults: list[str]) -> pl.Series:
     """Read a column as words of the vocabulary; what is none of them is counted as a fault."""
-    if not (values.dtype in (pl.String, pl.Boolean, pl.Null, pl.Categorical) or values.dtype.is_integer()):
+    if not (values.dtype in _WORD_TYPES or values.dtype.is_integer()):
         faults.append(f"{values.name}: not a column of words")
         return pl.Series(values.name, [vocabulary[0]] * len(values), dtype=pl.String)
     words = values.cast(pl.String).str.strip_chars()

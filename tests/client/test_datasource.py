@@ -114,6 +114,23 @@ def test_parquet_and_csv_give_the_same_data(tmp_path):
     assert from_parquet.fingerprint == from_csv.fingerprint
 
 
+@pytest.mark.parametrize("kind", [pl.Categorical, pl.Enum(["typical", "none", "female", "male"])])
+def test_parquets_own_categories_are_words(tmp_path, kind):
+    typed = pl.DataFrame(
+        {
+            "age": [55, 20, 95],
+            "chol": [250.0, 0.0, None],
+            "pain": pl.Series(["typical", "none", None], dtype=kind),
+            "sex": pl.Series(["male", "female", None], dtype=kind),
+            "outcome": [1, 0, 3],
+        }
+    )
+    (tmp_path / "parquet").mkdir()
+    typed.write_parquet(tmp_path / "parquet" / "data.parquet")
+    expected = load_dataset(write(tmp_path), SCHEMA)
+    assert load_dataset(tmp_path / "parquet", SCHEMA).fingerprint == expected.fingerprint
+
+
 def test_the_order_of_columns_does_not_matter(tmp_path):
     straight = load_dataset(write(tmp_path), SCHEMA)
     turned = [",".join(reversed(row.split(","))) for row in (HEADER, *ROWS)]
@@ -266,6 +283,13 @@ def test_a_split_is_complete_repeatable_and_about_as_large_as_asked():
 def test_an_impossible_split_is_refused(fraction):
     with pytest.raises(ValueError, match="test fraction"):
         random_data(3).split(fraction, "salt")
+
+
+def test_taking_arrays_leaves_the_callers_own_alone():
+    features, labels = np.zeros((2, 2), dtype=np.float32), np.zeros(2, dtype=np.float32)
+    data = HolderData.from_arrays(features, labels)
+    features[0, 0] = 1
+    assert data.features[0, 0] == 0
 
 
 @pytest.mark.parametrize(
