@@ -1,0 +1,24 @@
+"""Fixtures for all tests. tests/support holds what several of them use; test modules import it by its plain name."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before Flower is imported anywhere: tests call nobody, and every test process keeps to one thread.
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", OMP_NUM_THREADS="1")
+sys.path.append(str(Path(__file__).parent / "support"))
+
+
+@pytest.fixture
+def tiny_scenario(tmp_path: Path) -> Callable[..., Any]:
+    """A factory of small scenario directories: see support/tiny_scenario.py."""
+
+    def write(name: str = "trees", **changes: Any) -> Any:
+        return import_module("tiny_scenario").write_scenario(tmp_path / name, **changes)
+
+    return write
