@@ -12,7 +12,7 @@ from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers
-from ringfence_client.run_terms import RunTerms, load_run_terms
+from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.trust_memory import TrustMemory
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
@@ -68,6 +68,7 @@ class HolderNode:
         self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
         self._key = SigningKey.load(home.keys / "node.jwk")
         self._trust = TrustMemory(home.state / "trust.json")
+        self._terms = KnownTerms(home)
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self._data: dict[str, HolderData] = {}
@@ -89,7 +90,7 @@ class HolderNode:
         coordinator.accept_keys(proposal.coordinator_keys)
         document = coordinator.accept(proposal.plan, type=DocumentType.PLAN, role=Role.PLAN, now_ms=self.clock())
         plan = TrainingPlan.from_document(document)
-        shown = load_run_terms(self.home, proposal.run_id, coordinator=coordinator, now_ms=self.clock())
+        shown = self._terms.of(proposal.run_id, coordinator=coordinator, now_ms=self.clock())
         problem = self._wrong_with(plan, shown, proposal)
         if problem is not None:
             return Decision.deny("plan", limit=problem, point=point, policy=papers.policy.reference)
@@ -154,7 +155,7 @@ class HolderNode:
         for path in sorted(self.home.outbox(request.run_id).glob("*")):
             path.unlink()
         papers = self.papers(point=Point.RELEASE)
-        terms = load_run_terms(self.home, request.run_id, coordinator=self.coordinator, now_ms=self.clock())
+        terms = self._terms.of(request.run_id, coordinator=self.coordinator, now_ms=self.clock())
         participation = ""
         if terms is not None and isinstance(papers, Papers):
             participation = self._participation(terms, papers.policy)
@@ -194,8 +195,7 @@ class HolderNode:
 
     def terms(self, run_id: str, *, plan_digest: str, point: Point) -> RunTerms | Decision:
         """What was shown for a run, if it is the plan that is asked about now; otherwise a denial (clause plan)."""
-        coordinator = self.coordinator
-        terms = load_run_terms(self.home, run_id, coordinator=coordinator, now_ms=self.clock())
+        terms = self._terms.of(run_id, coordinator=self.coordinator, now_ms=self.clock())
         if terms is None or terms.plan.digest != plan_digest:
             actual = "no plan was shown for this run" if terms is None else f"plan {plan_digest}"
             limit = "a plan shown before the first round" if terms is None else f"plan {terms.plan.digest}"

@@ -32,16 +32,35 @@ class RunTerms:
         write_durably(home.run_file(self.run_id), json.dumps(document, sort_keys=True).encode())
 
 
-def load_run_terms(home: HolderHome, run_id: str, *, coordinator: TrustStore, now_ms: int) -> RunTerms | None:
-    """The terms of a run that was shown before, or None.
+class KnownTerms:
+    """The terms of runs that were shown, verified whenever their file is not the one that was verified before.
 
-    Raises:
-        TrustRefused: The plan on disk is no longer the one the coordinator signed.
+    Args:
+        home: The holder's directory.
     """
-    path = home.run_file(run_id)
-    if not path.exists():
-        return None
-    document = json.loads(path.read_text())
+
+    def __init__(self, home: HolderHome) -> None:
+        self._home = home
+        self._verified: dict[str, tuple[bytes, RunTerms]] = {}
+
+    def of(self, run_id: str, *, coordinator: TrustStore, now_ms: int) -> RunTerms | None:
+        """The terms of a run that was shown before, or None.
+
+        Raises:
+            TrustRefused: The plan on disk is no longer the one the coordinator signed.
+        """
+        path = self._home.run_file(run_id)
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        known = self._verified.get(run_id)
+        if known is None or known[0] != data:
+            known = self._verified[run_id] = (data, _read(run_id, data, coordinator=coordinator, now_ms=now_ms))
+        return known[1]
+
+
+def _read(run_id: str, data: bytes, *, coordinator: TrustStore, now_ms: int) -> RunTerms:
+    document = json.loads(data)
     plan = coordinator.accept(document["plan"], type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
     return RunTerms(
         run_id=run_id,

@@ -6,6 +6,7 @@ with the thumbprint of its root key, so that a holder that approves a plan knows
 
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -195,7 +196,7 @@ class TrainingPlan(StrictDocument):
                 "not a training plan", expected="terms, dataset_schema, holders, rehearsal"
             ) from error
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The plan's name in every request, decision and log record."""
         return canonical.digest(self.to_document())

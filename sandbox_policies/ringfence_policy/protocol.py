@@ -32,6 +32,8 @@ LARGEST_BODY_BYTES = 64 * 1024 * 1024
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Token = Annotated[str, Field(max_length=1_000_000)]
+# Names files at every holder, so it may not walk: no separators, no leading dot.
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -87,7 +89,7 @@ class HolderCard(Body):
 class Proposal(Body):
     """The coordinator shows a signed plan. Showing starts nothing; a round for any other plan is refused."""
 
-    run_id: str = Field(min_length=1, max_length=64)
+    run_id: RunId
     plan: Token
     coordinator_keys: Token
     rehearsal_seed: int | None = None
@@ -126,7 +128,7 @@ class Introduction(Body):
 class Offer(Body):
     """The coordinator asks, before a round, for fresh papers. `known_size` is what it has seen of the holder's log."""
 
-    run_id: str
+    run_id: RunId
     round_number: RoundNumber
     plan_digest: Digest
     known_size: int = Field(ge=0)
@@ -146,7 +148,7 @@ class UseRequest(Body):
     `log` comes with training. An evaluation follows a training whose refusal would leave open what the holder has seen.
     """
 
-    run_id: str
+    run_id: RunId
     round_number: RoundNumber
     attempt: int = Field(ge=1, le=1000)
     action: Literal[Action.TRAIN, Action.EVALUATE]
@@ -183,7 +185,7 @@ class Refusal(Body):
 class ReleaseRequest(Body):
     """The coordinator asks, after the last round, whether the model may be released as the plan says."""
 
-    run_id: str
+    run_id: RunId
     plan_digest: Digest
     model_digest: Digest
 
@@ -197,7 +199,7 @@ class ReleaseReply(Body):
 class EvidenceRequest(Body):
     """The coordinator ends a run: it shows its log for the last time and asks for the holder's evidence."""
 
-    run_id: str
+    run_id: RunId
     plan_digest: Digest
     log: LogView
 

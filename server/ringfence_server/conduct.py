@@ -152,7 +152,8 @@ class _Conductor:
             return
         if last is not None:
             self.governor.outcomes = [RoundOutcome.from_document(one) for one in last["outcomes"]]
-            self._log_committed(last["round"], last["record"])
+            if not self._is_logged(last["round"]):
+                self._log_committed(last["round"], last["record"])
         self.coordinator.append("resumed", run_id=self.run.run_id, from_round=self._next_round())
 
     def _train(self) -> None:
@@ -174,12 +175,13 @@ class _Conductor:
         self._log_committed(round_number, record)
 
     def _log_committed(self, round_number: int, record: Mapping[str, Any]) -> None:
-        known = (
+        self.coordinator.append("round-committed", run_id=self.run.run_id, round_number=round_number, **record)
+
+    def _is_logged(self, round_number: int) -> bool:
+        return any(
             entry["kind"] == "round-committed" and entry["run"] == self.run.run_id and entry["round"] == round_number
             for entry in self.coordinator.log.records()
         )
-        if not any(known):
-            self.coordinator.append("round-committed", run_id=self.run.run_id, round_number=round_number, **record)
 
     def _evaluate(self, model: Arrays) -> dict[str, Rows]:
         self.report("evaluating", {})

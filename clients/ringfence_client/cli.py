@@ -1,0 +1,110 @@
+"""`ringfence-node`: a data holder's own commands. Nothing but Typer is imported until a command runs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ringfence_policy.cli import answering, policy_app
+
+if TYPE_CHECKING:
+    from ringfence_policy.documents import Status
+
+app = typer.Typer(
+    name="ringfence-node",
+    no_args_is_help=True,
+    add_completion=False,
+    help="A data holder's own commands: set up, sign terms, look at the status, revoke.",
+)
+app.add_typer(policy_app, name="policy")
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The holder's directory, with holder.toml.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+
+
+@app.command()
+@answering
+def init(directory: Directory, *, as_json: AsJson = False) -> None:
+    """Make keys and an empty ledger for the holder in DIR, and sign its policy."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415 -- see the module docstring
+    from ringfence_client.officer import root_of, set_up  # noqa: PLC0415
+    from ringfence_policy.ledger import now_ms  # noqa: PLC0415
+
+    home = HolderHome(directory)
+    set_up(home, now_ms=now_ms())
+    root = root_of(home)
+    if as_json:
+        typer.echo(json.dumps({"holder": home.profile.holder_id, "root": root.jwk, "thumbprint": root.thumbprint}))
+    else:
+        typer.echo(f"{home.profile.name} is set up in {home.state}")
+        typer.echo(f"Give the coordinator, and whoever audits you, this root key: {home.papers / 'root.jwk'}")
+        typer.echo(f"and read its thumbprint to them: {root.thumbprint}")
+
+
+@app.command()
+@answering
+def sign(directory: Directory, *, as_json: AsJson = False) -> None:
+    """Sign policy.toml of DIR as it stands. A changed policy needs a higher version."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import sign_policy  # noqa: PLC0415
+    from ringfence_policy.clauses import explain  # noqa: PLC0415
+
+    policy = sign_policy(HolderHome(directory))
+    if as_json:
+        typer.echo(json.dumps({"policy": policy.reference, "digest": policy.digest}))
+        return
+    for sentence in explain(policy):
+        typer.echo(f"  {sentence}")
+    typer.echo(f"Signed: {policy.reference}, {policy.digest}")
+
+
+@app.command()
+@answering
+def status(directory: Directory, *, as_json: AsJson = False) -> None:
+    """Show whether the policy of DIR stands or is revoked."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import renew_status, signed_policy  # noqa: PLC0415
+    from ringfence_policy.ledger import now_ms  # noqa: PLC0415
+
+    home = HolderHome(directory)
+    _say_status(renew_status(home, now_ms=now_ms()), signed_policy(home), as_json=as_json)
+
+
+@app.command()
+@answering
+def revoke(
+    directory: Directory,
+    *,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why. Signed, and public.")] = "withdrawn",
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw the signed policy of DIR. Takes effect at the next gate, also in a run that is under way."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import revoke as withdraw  # noqa: PLC0415
+    from ringfence_client.officer import signed_policy  # noqa: PLC0415
+    from ringfence_policy.ledger import now_ms  # noqa: PLC0415
+
+    home = HolderHome(directory)
+    _say_status(withdraw(home, reason=reason, now_ms=now_ms()), signed_policy(home), as_json=as_json)
+    if not as_json:
+        typer.echo("What was sent before stays sent, and its budget stays spent: nothing is unlearned.")
+
+
+def _say_status(status: "Status", policy: object, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(status.to_document()))
+        return
+    reference = getattr(policy, "reference", "no signed policy")
+    policy_id = getattr(policy, "policy_id", "")
+    entry = status.revocation_of(policy_id)
+    typer.echo(f"{reference}: {'stands' if entry is None else f'revoked ({entry.reason})'}; status {status.seq}")
+
+
+def main() -> None:
+    """Run `ringfence-node`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
