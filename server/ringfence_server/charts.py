@@ -8,6 +8,7 @@ same summary gives the same bytes and several charts can share one page.
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +28,9 @@ _FONT_SIZE: Final = 18
 _POINTS_PER_INCH: Final = 72  # matplotlib's SVG unit, so that sizes below are units of the view box
 _LABELLED_HOLDERS: Final = 8  # more labels at the right edge would run into each other
 _MARKED_ROUNDS: Final = 30
-_LONGEST_LABEL: Final = 30
-_PANEL_HEIGHT: Final = 180
+_LONGEST_LABEL: Final = 40
+_PANEL_HEIGHT: Final = 202  # with room for a name in two lines
+_PANEL_NAME: Final = 22  # characters that fit over a panel
 _PANEL_COLUMNS: Final = 2
 _MOST_TICKS: Final = 8
 _MOST_STEPS: Final = 5
@@ -166,7 +168,7 @@ def holders_chart(run: Run, *, measure: Measure) -> str:
     values = [value for _, points in found for value in points.values()]
     if not values:
         return ""
-    row = 84 if len(run.holders) <= _LABELLED_HOLDERS else 60
+    row = 92 if len(run.holders) <= _LABELLED_HOLDERS else 74
     figure, axes = _canvas(height=40 + row * len(run.holders), left=10, right=18, top=4, bottom=36)
     low, high = _value_axis(axes, values, _formatter(measure), vertical=False)
     for position, holder in enumerate(run.holders):
@@ -181,12 +183,12 @@ def holders_chart(run: Run, *, measure: Measure) -> str:
             va="center",
         )
         if not any(holder.id in points for _, points in found):
-            axes.text(low, position + 0.18, "not measured", color=_SENTINELS["muted"], fontsize=_FONT_SIZE, va="center")
+            axes.text(low, position + 0.2, "not measured", color=_SENTINELS["muted"], fontsize=_FONT_SIZE, va="center")
     for lane, (series, points) in enumerate(found):
         places = [position for position, holder in enumerate(run.holders) if holder.id in points]
         axes.plot(
             [points[run.holders[position].id] for position in places],
-            [position + (lane - 1.5) * 0.1 for position in places],
+            [position + (lane - 0.5) * 0.1 for position in places],
             color=_SENTINELS[series.colour],
             linestyle="",
             marker=series.marker,
@@ -197,7 +199,7 @@ def holders_chart(run: Run, *, measure: Measure) -> str:
             clip_on=False,
         )
     axes.set_xlim(low, high)
-    axes.set_ylim(len(run.holders) - 0.45, -0.6)
+    axes.set_ylim(len(run.holders) - 0.42, -0.58)
     axes.set_yticks([])
     return _as_inline_svg(figure, identity=f"holders-{measure}", alternative=_holders_in_words(run, found, measure))
 
@@ -222,8 +224,17 @@ def budget_chart(run: Run) -> str:
         row, column = divmod(index, columns)
         left = column / columns + 58 / _WIDTH
         bottom = (rows - 1 - row) / rows + 36 / (rows * _PANEL_HEIGHT)
-        axes = _bare(figure.add_axes((left, bottom, width, (_PANEL_HEIGHT - 80) / (rows * _PANEL_HEIGHT))))
-        _draw_spending(axes, _label(holder.name, longest=24 if columns == _PANEL_COLUMNS else _LONGEST_LABEL), points)
+        height = (_PANEL_HEIGHT - 100) / (rows * _PANEL_HEIGHT)
+        _draw_spending(_bare(figure.add_axes((left, bottom, width, height))), points)
+        figure.text(
+            left - 50 / _WIDTH,
+            bottom + height + 10 / (rows * _PANEL_HEIGHT),
+            "\n".join(textwrap.wrap(holder.name, _PANEL_NAME * 2 // columns, max_lines=2, placeholder="…")),
+            color=_SENTINELS["ink"],
+            fontsize=_FONT_SIZE,
+            fontweight="bold",
+            va="bottom",
+        )
     said = "; ".join(f"{holder.name} {words.percent(points[-1][1])}" for holder, points in lines.items())
     return _as_inline_svg(
         figure,
@@ -281,7 +292,7 @@ def _spending(run: Run, holder: Holder) -> list[tuple[int, float]]:
     return sorted(points.items())
 
 
-def _draw_spending(axes: "Axes", name: str, points: Sequence[tuple[int, float]]) -> None:
+def _draw_spending(axes: "Axes", points: Sequence[tuple[int, float]]) -> None:
     # A round's epsilon is spent when its update leaves; the last step is drawn half a round wide so that it shows.
     ends = [*points, (points[-1][0] + 0.5, points[-1][1])]
     numbers, shares = [number for number, _ in ends], [share for _, share in ends]
@@ -295,7 +306,6 @@ def _draw_spending(axes: "Axes", name: str, points: Sequence[tuple[int, float]])
     last_round = points[-1][0]
     axes.set_xticks([1, last_round] if last_round > 1 else [1], ["1", f"round {last_round}"][-min(last_round, 2) :])
     axes.get_xticklabels()[-1].set_horizontalalignment("right" if last_round > 1 else "center")
-    axes.set_title(name, loc="left", fontsize=_FONT_SIZE, fontweight="bold", color=_SENTINELS["ink"], pad=9)
 
 
 def _figure(*, height: int) -> "Figure":
@@ -392,8 +402,8 @@ def _apart(values: Sequence[float], *, gap: float) -> list[float]:
     ]
 
 
-def _label(name: str, *, longest: int = _LONGEST_LABEL) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+def _label(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
 
 
 def _rounds_in_words(run: Run, curves: Mapping[str, Mapping[int, float]], measure: Measure) -> str:

@@ -111,13 +111,14 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
 
 
 def listed(items: Sequence[str], *, at_most: int | None = None) -> str:
-    """Names as English says them: `a`, `a and b`, `a, b, and c`, `a, b, and 7 others`; a name may hold an "and"."""
+    """Names as English says them: `a`, `a and b`, `a, b, and c`, `a, b, and 7 others`; `a; b, c; and d`."""
     shown = list(items)
     if at_most is not None and len(shown) > at_most:
         shown = [*shown[: at_most - 1], counted(len(shown) - at_most + 1, "other")]
     if len(shown) <= 2:  # noqa: PLR2004  # two items need no comma
         return " and ".join(shown)
-    return f"{', '.join(shown[:-1])}, and {shown[-1]}"
+    separator = "; " if any("," in item for item in shown) else ", "
+    return f"{separator.join(shown[:-1])}{separator}and {shown[-1]}"
 
 
 def number_ranges(numbers: Iterable[int]) -> str:
@@ -211,6 +212,15 @@ def federated_scores(run: Run) -> Scores | None:
     return next((entry.scores for entry in reversed(run.rounds) if entry.committed and entry.scores is not None), None)
 
 
+def unmeasured(run: Run) -> tuple[str, ...]:
+    """Names of the holders on whose rows the comparison models were measured and the final model was not."""
+    ours = federated_scores(run)
+    if ours is None or not ours.per_holder:
+        return ()
+    compared = {holder for scores in run.final.values() for holder in scores.per_holder}
+    return tuple(holder.name for holder in run.holders if holder.id in compared and holder.id not in ours.per_holder)
+
+
 def verdict(run: Run) -> tuple[tuple[str, bool], ...]:
     """The whole report in two to five sentences, each with whether it is a warning."""
     sentences = ((_trained(run), False), _stopped(run), _protected(run), (_scored(run), False), _proved(run))
@@ -268,7 +278,8 @@ def _scored(run: Run) -> str:
         if other is not None and other.accuracy is not None
     ]
     against = f", against {listed(beside)}" if beside else ""
-    return f"On test rows the model is right in {percent(scores.accuracy)} of cases{against}."
+    without = f" (measured without {listed(unmeasured(run))})" if unmeasured(run) else ""
+    return f"On test rows the model is right in {percent(scores.accuracy)} of cases{without}{against}."
 
 
 def _proved(run: Run) -> tuple[str, bool]:

@@ -66,3 +66,11 @@ def test_a_name_in_a_script_the_drawing_font_lacks_is_drawn_without_a_warning(ex
     summary = example_summary()
     summary["holders"]["cleveland"]["name"] = "北京协和医院 مستشفى"
     assert "北京协和医院 مستشفى</text>" in charts.budget_chart(read_summary(summary))
+
+
+def test_a_long_name_stands_over_its_panel_in_two_lines(example_summary):
+    summary = example_summary()
+    summary["holders"]["cleveland"]["name"] = "University Hospitals Zurich and Basel"
+    drawing = charts.budget_chart(read_summary(summary))
+    assert ">University Hospitals</" in drawing
+    assert ">Zurich and Basel</" in drawing

@@ -77,6 +77,17 @@ def test_a_run_that_stopped_says_why_and_what_it_still_did(example_summary):
     assert "The run stopped early: every data holder refused." in words
 
 
+def test_a_holder_that_permitted_no_evaluation_at_the_end_is_named_beside_the_score(example_summary):
+    summary = example_summary()
+    del summary["metrics"]["federated_private"]["per_holder"]["budapest"]
+    assert "right in 79.3% of cases (measured without Budapest), against" in _said(summary)
+    assert "measured without" not in _said(example_summary())
+
+
+def test_names_with_commas_are_told_apart_in_a_list():
+    assert report_words.listed(["Oslo", "Long Beach, VA", "Basel"]) == "Oslo; Long Beach, VA; and Basel"
+
+
 def test_no_committed_round_claims_no_model_and_no_privacy(example_summary):
     summary = example_summary() | {"rounds": []}
     words = _said(summary)
