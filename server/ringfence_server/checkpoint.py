@@ -8,7 +8,7 @@ runs/<run id>/checkpoint.json               the last committed round; replaced i
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +97,17 @@ class Checkpoints:
         for attribute, number in last["numbers"].items():
             setattr(strategy, attribute, number)
 
-    def average(self, share: float) -> dict[str, npt.NDArray[np.float32]]:
-        """The mean of the last `share` of the committed models (at least the last one), as float32.
+    def last_rounds(self, share: float) -> list[int]:
+        """The last `share` of the committed rounds, at least the last one."""
+        rounds = self.committed_rounds()
+        return rounds[-max(1, math.ceil(len(rounds) * share)) :]
+
+    def average(self, rounds: Sequence[int]) -> dict[str, npt.NDArray[np.float32]]:
+        """The mean of committed models, as float32.
 
         Averaging iterates is post-processing: it reveals nothing that the rounds have not (Polyak and Juditsky 1992).
         """
-        rounds = self.committed_rounds()
-        chosen = rounds[-max(1, math.ceil(len(rounds) * share)) :]
-        models = [self.model(number) for number in chosen]
+        models = [self.model(number) for number in rounds]
         return {
             name: np.mean([model[name].astype(np.float64) for model in models], axis=0).astype(array.dtype)
             for name, array in models[0].items()

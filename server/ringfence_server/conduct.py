@@ -99,7 +99,7 @@ class _Conductor:
                 got=_who_refused(self.governor.outcomes, self.governor.absent),
                 next_step="`ringfence policy preview DIR` says what change of the plan would pass",
             )
-        model = self.checkpoints.average(float(self.plan.terms.training.average_last))
+        model = self._averaged_model()
         with self._timed("evaluation"):
             final = self._evaluate(model)
         released = self._release(model, len(committed))
@@ -182,6 +182,15 @@ class _Conductor:
             entry["kind"] == "round-committed" and entry["run"] == self.run.run_id and entry["round"] == round_number
             for entry in self.coordinator.log.records()
         )
+
+    def _averaged_model(self) -> Arrays:
+        rounds = self.checkpoints.last_rounds(float(self.plan.terms.training.average_last))
+        model = self.checkpoints.average(rounds)
+        if len(rounds) > 1:
+            self.coordinator.append(
+                "model-averaged", run_id=self.run.run_id, model_digest=model_digest(model), rounds=rounds
+            )
+        return model
 
     def _evaluate(self, model: Arrays) -> dict[str, Rows]:
         self.report("evaluating", {})
