@@ -8,7 +8,9 @@ import json
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from functools import cache
+from logging import getLogger
 from pathlib import Path
+from traceback import format_tb
 from typing import TypeVar
 
 import numpy as np
@@ -45,6 +47,7 @@ from ringfence_policy.vocabulary import Action
 
 B = TypeVar("B", bound=Body)
 
+_log = getLogger(__name__)
 _prepared: ContextVar[Prepared] = ContextVar("ringfence_prepared_use")
 
 
@@ -54,10 +57,7 @@ def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Mes
     Each message is decided, charged and answered for its own holder. Only the training of those who are permitted is
     done together.
     """
-    steps = [
-        app(message, context) if _is_query(message) else _prepare(message, context)
-        for message, context in zip(messages, contexts, strict=True)
-    ]
+    steps = [_first_step(message, context) for message, context in zip(messages, contexts, strict=True)]
     results = iter(use_together([step for step in steps if isinstance(step, Prepared)]))
     return [
         _finish(message, step, next(results)) if isinstance(step, Prepared) else step
@@ -122,6 +122,16 @@ def evidence(message: Message, context: Context) -> Message:
 
 def _is_query(message: Message) -> bool:
     return message.metadata.message_type.split(".")[0] == "query"
+
+
+def _first_step(message: Message, context: Context) -> Prepared | Message:
+    """Answer a query, or prepare a use. Whatever fails here fails for this holder only."""
+    try:
+        return app(message, context) if _is_query(message) else _prepare(message, context)
+    except Exception as error:  # noqa: BLE001 -- one holder's fault must not silence the others
+        # Where it failed, and not what was said: the text of an exception might hold a holder's data.
+        _log.error("a holder's node failed with %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
+        return Message(Error(code=FAULT_CODE, reason=f"the node failed: {type(error).__name__}"), reply_to=message)
 
 
 def _prepare(message: Message, context: Context) -> Prepared | Message:

@@ -4,7 +4,7 @@ Nothing here asks the ledger, so it runs only where every holder's signed policy
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.vocabulary import Rehearsal
 
 
-def compare(directories: Mapping[str, str], plan: TrainingPlan) -> dict[str, Any]:
+def compare(directories: Mapping[str, str], plan: TrainingPlan, *, measured_on: Collection[str]) -> dict[str, Any]:
     """Compute the comparison lines, or say whose policy does not allow them.
 
     Args:
         directories: The holders' directories on this machine, by holder id.
         plan: The plan of the run.
+        measured_on: The holders on whose test records the private model was measured.
 
     Returns:
         What `compute_references` gives; or {"note": why there are none}.
@@ -46,4 +47,4 @@ def compare(directories: Mapping[str, str], plan: TrainingPlan) -> dict[str, Any
         train, test = data.split(plan.terms.evaluation.test_fraction, salt=dataset.dataset_id)
         holders[holder_id] = ReferenceHolder(train=train, test=test, weight=dataset.weight)
     model = json.loads(plan.terms.model.model_dump_json())
-    return dict(compute_references(holders, model=model, rounds=plan.terms.training.rounds))
+    return dict(compute_references(holders, model=model, rounds=plan.terms.training.rounds, measured_on=measured_on))

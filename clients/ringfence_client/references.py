@@ -5,7 +5,7 @@ it touches a ledger, or leaves as anything but accuracy and AUC. All three lines
 gradient steps at the same rate, so that they differ in nothing but which records a step sees.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,7 +40,11 @@ class ReferenceHolder:
 
 
 def compute_references(
-    holders: Mapping[str, ReferenceHolder], *, model: Mapping[str, Any], rounds: int
+    holders: Mapping[str, ReferenceHolder],
+    *,
+    model: Mapping[str, Any],
+    rounds: int,
+    measured_on: Collection[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train and measure the three comparison lines.
 
@@ -48,9 +52,11 @@ def compute_references(
         holders: Every holder of the run, by id; at least one.
         model: The plan's [model] table.
         rounds: The plan's rounds.
+        measured_on: Whose test records the overall figures count, so that they compare with a private model that was
+            not measured everywhere; everyone's by default.
 
     Returns:
-        `federated`, `local` and `pooled`, each with `accuracy` and `auc` over all test records together, `per_holder`
+        `federated`, `local` and `pooled`, each with `accuracy` and `auc` over those test records together, `per_holder`
         with the same two per holder id, and for `federated` a `curve` of {round, accuracy, auc}. An entry is None where
         the test records do not allow it. `local` scores each holder's test records with that holder's own model, which
         has learned that holder's own share of positives; its `elsewhere` has, per holder id, how the same model does on
@@ -60,7 +66,8 @@ def compute_references(
         DocumentInvalid: The model cannot be built.
     """
     start = initial_arrays(model, next(iter(holders.values())).train.features.shape[1])
-    federated, curve = _federated(holders, model, start, rounds)
+    counted = [key for key in holders if measured_on is None or key in measured_on] or list(holders)
+    federated, curve = _federated(holders, model, start, rounds, counted)
     steps = rounds * STEPS_PER_ROUND
     everything = HolderData.from_arrays(
         np.concatenate([holder.train.features for holder in holders.values()]),
@@ -69,9 +76,9 @@ def compute_references(
     pooled = train_without_privacy(model, start, everything, steps=steps)
     alone = {key: train_without_privacy(model, start, holder.train, steps=steps) for key, holder in holders.items()}
     return {
-        "federated": {**_measured(holders, model, dict.fromkeys(holders, federated)), "curve": curve},
-        "local": {**_measured(holders, model, alone), "elsewhere": _elsewhere(holders, model, alone)},
-        "pooled": _measured(holders, model, dict.fromkeys(holders, pooled)),
+        "federated": {**_measured(holders, model, dict.fromkeys(holders, federated), counted), "curve": curve},
+        "local": {**_measured(holders, model, alone, counted), "elsewhere": _elsewhere(holders, model, alone)},
+        "pooled": _measured(holders, model, dict.fromkeys(holders, pooled), counted),
     }
 
 
@@ -99,7 +106,7 @@ def train_without_privacy(
 
 
 def _federated(
-    holders: Mapping[str, ReferenceHolder], model: Mapping[str, Any], start: Arrays, rounds: int
+    holders: Mapping[str, ReferenceHolder], model: Mapping[str, Any], start: Arrays, rounds: int, counted: Sequence[str]
 ) -> tuple[Arrays, list[dict[str, Any]]]:
     """Average by declared weights after every round (McMahan et al. 2017, arXiv:1602.05629), and measure each round."""
     arrays, curve = start, []
@@ -110,7 +117,7 @@ def _federated(
             for holder in holders.values()
         ]
         arrays = {name: _weighted([(share, update[name]) for share, update in updates]) for name in start}
-        measured = _measured(holders, model, dict.fromkeys(holders, arrays))
+        measured = _measured(holders, model, dict.fromkeys(holders, arrays), counted)
         curve.append({"round": round_number, "accuracy": measured["accuracy"], "auc": measured["auc"]})
     return arrays, curve
 
@@ -123,12 +130,15 @@ def _weighted(parts: Sequence[tuple[float, npt.NDArray[np.float32]]]) -> npt.NDA
 
 
 def _measured(
-    holders: Mapping[str, ReferenceHolder], model: Mapping[str, Any], arrays: Mapping[str, Arrays]
+    holders: Mapping[str, ReferenceHolder],
+    model: Mapping[str, Any],
+    arrays: Mapping[str, Arrays],
+    counted: Sequence[str],
 ) -> dict[str, Any]:
-    """Measure each holder's test records with the model given for it, and all of them together."""
+    """Measure each holder's test records with the model given for it, and those of the `counted` ones together."""
     probabilities = {key: scores(model, arrays[key], holder.test) for key, holder in holders.items()}
-    labels = np.concatenate([holder.test.labels for holder in holders.values()])
-    together = metrics_from_scores(np.concatenate(list(probabilities.values())), labels)
+    labels = np.concatenate([holders[key].test.labels for key in counted])
+    together = metrics_from_scores(np.concatenate([probabilities[key] for key in counted]), labels)
     per_holder = {
         key: _two(metrics_from_scores(probabilities[key], holder.test.labels)) for key, holder in holders.items()
     }

@@ -34,6 +34,7 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Token = Annotated[str, Field(max_length=1_000_000)]
 # Names files at every holder, so it may not walk: no separators, no leading dot.
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+NodeHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -73,7 +74,7 @@ class LogView(Body):
 
     checkpoint: Token
     since: int = Field(ge=0)
-    proof: tuple[str, ...] = ()
+    proof: tuple[NodeHash, ...] = Field(default=(), max_length=128)
 
 
 class HolderCard(Body):

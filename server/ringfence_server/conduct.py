@@ -104,7 +104,7 @@ class _Conductor:
             final = self._evaluate(model)
         released = self._release(model, len(committed))
         with self._timed("references"):
-            references = reach(COMPARISON)(self.run.holder_directories, self.plan)
+            references = reach(COMPARISON)(self.run.holder_directories, self.plan, measured_on=sorted(final))
         with self._timed("evidence"):
             replies = self._hand_over()
             bundle = gather_bundle(

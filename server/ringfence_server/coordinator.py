@@ -10,18 +10,19 @@ from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Participation, Role, key_list_document
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import Refused, TrustRefused
+from ringfence_policy.errors import RingfenceError, TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, sign
 from ringfence_policy.ledger import now_ms
+from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.protocol import HolderCard, Introduction, LogView, PeerPapers, Standing
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.trust_store import TrustStore
-from ringfence_policy.vocabulary import Action, Evaluation
+from ringfence_policy.vocabulary import Action
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
@@ -136,10 +137,11 @@ class Coordinator:
             participation = Participation.from_document(document)
             if (participation.run_id, participation.plan_digest) != (run_id, plan.digest):
                 raise TrustRefused("the participation is for another run or plan")
+            DpMechanism.from_document(said.standing.mechanism)
             self.see(card, said.log, run_id=run_id)
-        except Refused as error:
-            return Decision.deny("status" if "status" in error.summary else "signature", error.summary,
-                                 point=Point.COORDINATOR)  # fmt: skip
+        except RingfenceError as error:
+            clause = "status" if "status" in error.summary else "signature"
+            return Decision.deny(clause, error.summary, point=Point.COORDINATOR)
         gate = self._gates.get(policy.digest)
         if gate is None:
             gate = self._gates[policy.digest] = PolicyGate(policy)
@@ -180,7 +182,7 @@ class Coordinator:
                 epsilon_after_micro=standing.epsilon_after_micro if training else 0,
                 epsilon_cost_micro=standing.epsilon_cost_micro if training else 0,
             ),
-            evaluation=standing.evaluation if standing.evaluation is not Evaluation.NONE else view.policy.evaluation,
+            evaluation=standing.evaluation,
             revoked=view.is_revoked,
             status_fresh=True,
         )

@@ -103,6 +103,6 @@ class EmbeddedGrid(Grid):
             return self._cohort_app(messages, contexts)
         except Exception as error:  # noqa: BLE001 -- whatever failed there, the coordinator gets a reply
             # The reason crosses to the coordinator: the type says enough, the text might hold a holder's data.
-            _log.exception("the holders' side failed")
+            _log.error("the holders' side failed with %s", type(error).__name__)
             reason = f"the holders' side failed: {type(error).__name__}"
             return [Message(Error(code=FAULT_CODE, reason=reason), reply_to=message) for message in messages]

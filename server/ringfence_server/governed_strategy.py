@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -12,7 +12,7 @@ from ringfence_policy.errors import RunFailed
 from ringfence_policy.protocol import METRICS_RECORD, WEIGHT_KEY
 from ringfence_policy.score_histogram import Rows
 from ringfence_policy.vocabulary import Action
-from ringfence_server.governor import Governor, clean_reply
+from ringfence_server.governor import Governor, arrays_of, clean_reply
 from ringfence_server.outcome import Scores
 
 # Flower's sampling polls until enough nodes are there; it asks twice per round when it does not have to wait.
@@ -83,8 +83,9 @@ class GovernedStrategy(Strategy):
         if arrays is None:
             self._governor.close_round(f"{type(self.inner).__name__} made no model from {len(accepted)} updates")
             return None, metrics
-        self._on_commit(number, arrays, self._governor.commit(arrays, accepted))
-        return arrays, metrics
+        model = _typed_like(arrays, self._base)
+        self._on_commit(number, model, self._governor.commit(model, accepted))
+        return model, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -135,6 +136,12 @@ class GovernedStrategy(Strategy):
                     reply.content = RecordDict({METRICS_RECORD: record})
                     plain.append(reply)
         return self.inner.aggregate_evaluate(number, plain) if plain else None
+
+
+def _typed_like(arrays: ArrayRecord, base: ArrayRecord) -> ArrayRecord:
+    """The model in the number types that it started with: FedAdam answers float32 updates with float64."""
+    found = arrays_of(arrays)
+    return ArrayRecord({name: Array(found[name].astype(start.dtype)) for name, start in arrays_of(base).items()})
 
 
 class CohortView(Grid):  # the refused methods keep Flower's signatures

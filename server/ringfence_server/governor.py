@@ -37,7 +37,7 @@ from ringfence_policy.protocol import (
     UseRequest,
 )
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.score_histogram import Rows
+from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, Rows
 from ringfence_policy.vocabulary import Action, Evaluation
 from ringfence_server.conversation import ask, read_reply, replies_by_node, silence
 from ringfence_server.coordinator import Coordinator, HolderView
@@ -251,7 +251,10 @@ class Governor:
             for node_id, reply in replies_by_node(self._sent.values(), replies).items():
                 card = self.cards[node_id]
                 body = read_reply(reply, UseReply)
-                if isinstance(body, Decision) or body.histogram is None or not _is_histogram(body.histogram):
+                if isinstance(body, Decision) or body.histogram is None:
+                    continue
+                exact = self.views[card.holder_id].standing.evaluation is Evaluation.EXACT
+                if {len(row) for row in body.histogram} != {EXACT_BINS if exact else PRIVATE_BINS}:
                     continue
                 try:
                     self.coordinator.see(card, body.log, run_id=self.run_id)
@@ -390,7 +393,3 @@ def _governed(message: Message, request: UseRequest, arrays: ArrayRecord) -> Mes
         content[name] = ConfigRecord(dict(record))
     metadata = message.metadata
     return Message(content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id)
-
-
-def _is_histogram(rows: Rows) -> bool:
-    return len(rows[0]) == len(rows[1]) > 0 and len(rows[0]) % 2 == 0
