@@ -13,6 +13,8 @@
     └── Fault                   exit 1   the machine or the code
         ├── LedgerFault                  the privacy ledger cannot record, so nothing may be used
         ├── Unaccountable                a mechanism has no known privacy analysis; never counted as zero
+        ├── NoiseFault                   a noise generator fails its check (ringfence_client.noise)
+        ├── TrainingFault                training gave nothing that may be sent (ringfence_client.trainer)
         └── RunFailed                    a run stopped; the message says from where it can be resumed
 
 A message says what was expected, what came, where, and the next step. It never holds a holder's data or an update's

@@ -16,6 +16,7 @@ app = typer.Typer(
     name="ringfence",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,  # a crash must not print keys or records that happen to be in scope
     help="Train one model across data holders while every record, rule and privacy budget stays with its owner.",
 )
 scenario_app = typer.Typer(no_args_is_help=True, help="List, show and copy scenarios.")

@@ -11,8 +11,6 @@ from rich.table import Table
 from ringfence_policy.errors import ScenarioInvalid
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.verify import UNPROVEN, read_roots, roots_document, verify_bundle
-from ringfence_server.evidence import roots_of_run
-from ringfence_server.run_file import RunFile
 
 
 def export(run_name: str, *, directory: Path, out: Path, as_json: bool) -> None:
@@ -21,6 +19,10 @@ def export(run_name: str, *, directory: Path, out: Path, as_json: bool) -> None:
     Raises:
         ScenarioInvalid: There is no such run, or it is not finished.
     """
+    # Not at the top: an auditor verifies without what a coordinator needs to run (Flower, safetensors).
+    from ringfence_server.evidence import roots_of_run  # noqa: PLC0415
+    from ringfence_server.run_file import RunFile  # noqa: PLC0415
+
     given = Path(run_name)
     run = RunFile.load(given if (given / "run.json").exists() else directory / "runs" / run_name)
     bundle = Path(run.directory) / "evidence.zip"
