@@ -114,7 +114,7 @@ class HolderNode:
             shown.save(self.home)
             self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
         self._trust.save()
-        return self._introduction(shown, papers, known_size=0)
+        return self._introduction(shown, papers, known_size=proposal.known_size)
 
     def answer(self, offer: Offer) -> Introduction | Decision:
         """Show fresh papers before a round."""

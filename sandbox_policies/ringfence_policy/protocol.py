@@ -88,12 +88,16 @@ class HolderCard(Body):
 
 
 class Proposal(Body):
-    """The coordinator shows a signed plan. Showing starts nothing; a round for any other plan is refused."""
+    """The coordinator shows a signed plan. Showing starts nothing; a round for any other plan is refused.
+
+    `known_size`: how much of the holder's log the coordinator has seen, in earlier runs or before it was interrupted.
+    """
 
     run_id: RunId
     plan: Token
     coordinator_keys: Token
     rehearsal_seed: int | None = None
+    known_size: int = Field(default=0, ge=0)
 
 
 class Standing(Body):

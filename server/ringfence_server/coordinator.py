@@ -113,10 +113,12 @@ class Coordinator:
             self._stores[card.holder_id] = found
         return found
 
-    def known_size(self, holder_id: str) -> int:
-        """How much of a holder's log we have seen."""
-        store = self._stores.get(holder_id)
-        return 0 if store is None else store.known_log_size(f"ringfence/holder/{holder_id}")
+    def known_size(self, card: HolderCard) -> int:
+        """How much of a holder's log we have seen, in any run."""
+        try:
+            return self.store(card).known_log_size(f"ringfence/holder/{card.holder_id}")
+        except TrustRefused:
+            return 0  # known under another root key: whatever it shows will be refused
 
     def save(self) -> None:
         """Keep what was learnt about holders."""

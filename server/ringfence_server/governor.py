@@ -106,12 +106,11 @@ class Governor:
                 plan=self._plan_token,
                 coordinator_keys=self.coordinator.keys_token,
                 rehearsal_seed=self._seed,
+                known_size=self.coordinator.known_size(card),
             )
-            for node_id in self.cards
+            for node_id, card in self.cards.items()
         }
         self._take_in(ask(grid, PROPOSE, proposals, Introduction))
-        for holder_id, view in self.views.items():
-            self.mechanisms[holder_id] = DpMechanism.from_document(view.standing.mechanism)
 
     def offer(self, grid: Grid, round_number: int) -> None:
         """Ask every holder for fresh papers: a revocation or an empty budget is then known before data is asked for."""
@@ -120,7 +119,7 @@ class Governor:
                 run_id=self.run_id,
                 round_number=round_number,
                 plan_digest=self.plan.digest,
-                known_size=self.coordinator.known_size(card.holder_id),
+                known_size=self.coordinator.known_size(card),
             )
             for node_id, card in self.cards.items()
         }
@@ -139,6 +138,9 @@ class Governor:
                     self.absent[card.holder_id] = met
                 else:
                     self.views[card.holder_id] = met
+                    # What it first says holds for the run, also where its first answer could not be used.
+                    settled = DpMechanism.from_document(met.standing.mechanism)
+                    self.mechanisms.setdefault(card.holder_id, settled)
         self.coordinator.save()
 
     # --- one round ---------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ class Governor:
                 base_model_digest=base,
                 evaluation=self.views[holder].standing.evaluation if action is Action.EVALUATE else Evaluation.NONE,
                 cohort=papers,
-                known_size=self.coordinator.known_size(holder),
+                known_size=self.coordinator.known_size(self.views[holder].card),
                 log=self.log_view_for(holder) if action is Action.TRAIN else None,
             )
             self._sent[self._nodes[holder]] = _governed(wanted[holder], request, arrays)
