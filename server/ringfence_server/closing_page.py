@@ -21,6 +21,7 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
         console.print("REHEARSAL with seeded noise: NOT PRIVATE", style="bold white on red")
     console.print()
     console.print(_figures(summary))
+    console.print(summary["references_note"], highlight=False, soft_wrap=True)
     console.print(_budgets(summary))
     for plan in summary["preview"][1:]:
         _say_preview(console, plan)
@@ -53,11 +54,11 @@ def _figures(summary: dict[str, Any]) -> Table:
 
 def _budgets(summary: dict[str, Any]) -> Table:
     table = Table(title="Privacy budgets", title_justify="left")
-    for column in ("data holder", "rounds", "epsilon before", "epsilon now", "of", "delta", "noise multiplier"):
+    for column in ("data holder", "rounds", "epsilon before", "now", "of", "delta", "noise multiplier"):
         table.add_column(column, justify="left" if column == "data holder" else "right")
-    for holder in summary["holders"].values():
+    for holder_id, holder in summary["holders"].items():
         table.add_row(
-            holder["name"],
+            holder_id,
             str(holder["rounds"]),
             _figure(holder["epsilon_at_start"]),
             _figure(holder["epsilon"]),

@@ -25,7 +25,7 @@ class Progress:
         self._run = run
         self._quiet = quiet
         self._console = Console(file=sys.stderr if quiet else sys.stdout)
-        self._names = {holder: card["name"] for holder, card in sorted(run.cards.items())}
+        self._holders = sorted(run.cards)  # ids, not names: a row must fit a terminal
         self._caps: dict[str, float] = {}
         self._spent: dict[str, float] = {}
         self._rounds: list[dict[str, Any]] = []
@@ -57,7 +57,7 @@ class Progress:
             for holder, clauses in event["refused"].items():
                 self._line(f"{holder} refuses the plan: {', '.join(clauses)}")
         elif name == "round-opened":
-            self._state = f"round {event['round']}: {len(event['cohort'])} of {len(self._names)} data holders train"
+            self._state = f"round {event['round']}: {len(event['cohort'])} of {len(self._holders)} data holders train"
         elif name == "round-closed":
             outcome = event["outcome"]
             self._rounds.append(outcome)
@@ -82,13 +82,13 @@ class Progress:
     def _grid(self) -> Table:
         table = Table(title=f"Run {self._run.run_id}", title_justify="left")
         table.add_column("round", justify="right")
-        for name in self._names.values():
-            table.add_column(name, overflow="fold")
+        for holder in self._holders:
+            table.add_column(holder, overflow="fold")
         table.add_column("accuracy", justify="right")
         table.add_column("AUC", justify="right")
         for outcome in self._rounds:
             metrics = outcome["metrics"] or {}
-            cells = [_cell(outcome, holder) for holder in self._names]
+            cells = [_cell(outcome, holder) for holder in self._holders]
             number = f"{outcome['round']}/{self._planned}"
             table.add_row(number, *cells, _figure(metrics.get("accuracy")), _figure(metrics.get("auc")))
         return table
@@ -100,7 +100,7 @@ class Progress:
             full = cap <= 0 or spent / cap > 0.95  # noqa: PLR2004 -- the colour of nearly nothing left
             bar = ProgressBar(total=max(cap, 1e-9), completed=min(spent, cap), width=30,
                               complete_style="red" if full else "cyan", finished_style="red")  # fmt: skip
-            table.add_row(self._names[holder], bar, f"epsilon {spent:.2f} of {cap:g}")
+            table.add_row(holder, bar, f"epsilon {spent:.2f} of {cap:g}")
         return table
 
 
