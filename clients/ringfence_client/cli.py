@@ -15,6 +15,7 @@ app = typer.Typer(
     name="ringfence-node",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_show_locals=False,  # a crash must not print keys or records that happen to be in scope
     help="A data holder's own commands: set up, sign terms, look at the status, revoke.",
 )
 app.add_typer(policy_app, name="policy")
