@@ -39,6 +39,7 @@ class Database:
         self._depth = 0
         self._process = os.getpid()
         self.path = path
+        self._file = _identity_of(path)
 
     @classmethod
     def open(
@@ -48,8 +49,8 @@ class Database:
 
         Args:
             path: The database file. Missing parent folders are created with mode 0700.
-            must_exist: Refuse to create. For a holder whose ledger has to be there: a ledger that is missing must not
-                be mistaken for a budget that is untouched.
+            must_exist: Refuse to create, and refuse an empty file. For a holder whose ledger has to be there: a ledger
+                that is missing or was emptied must not be mistaken for a budget that is untouched.
             busy_timeout_seconds: How long a transaction waits for another process before it is refused.
 
         Raises:
@@ -65,7 +66,7 @@ class Database:
                 path, timeout=busy_timeout_seconds, isolation_level=None, check_same_thread=False
             )
             try:
-                _prepare_in_turn(connection, path, patience_seconds=busy_timeout_seconds)
+                _prepare_in_turn(connection, path, patience_seconds=busy_timeout_seconds, must_exist=must_exist)
             except BaseException:
                 connection.close()
                 raise
@@ -108,6 +109,8 @@ class Database:
             connection = self.connection
             name = f"ringfence_{self._depth}"
             joined = self._depth > 0
+            if not joined:
+                self._check_still_there()
             with _faults(self.path):
                 connection.execute(f"SAVEPOINT {name}" if joined else "BEGIN IMMEDIATE")
             self._depth += 1
@@ -121,6 +124,17 @@ class Database:
                 raise
             finally:
                 self._depth -= 1
+
+    def _check_still_there(self) -> None:
+        # SQLite goes on writing to a file that was removed or exchanged under it, and what it writes there is lost.
+        if _identity_of(self.path) != self._file:
+            raise LedgerFault(
+                "the ledger's database is no longer the file that was opened",
+                expected="the same file in the same place",
+                got="another file or none",
+                where=str(self.path),
+                next_step="nothing was used or recorded; put the file back and start again",
+            )
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Read all rows of a query.
@@ -182,12 +196,20 @@ def _make_private(path: Path, *, must_exist: bool) -> None:
     path.chmod(0o600)
 
 
-def _prepare_in_turn(connection: sqlite3.Connection, path: Path, *, patience_seconds: float) -> None:
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _prepare_in_turn(connection: sqlite3.Connection, path: Path, *, patience_seconds: float, must_exist: bool) -> None:
     # While one process turns a new file to write-ahead logging, SQLite tells the others "busy" without waiting.
     deadline = time.monotonic() + patience_seconds
     while True:
         try:
-            return _prepare(connection, path)
+            return _prepare(connection, path, must_exist=must_exist)
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
@@ -195,12 +217,13 @@ def _prepare_in_turn(connection: sqlite3.Connection, path: Path, *, patience_sec
         time.sleep(0.01)
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path, *, must_exist: bool) -> None:
     connection.execute("BEGIN")  # one state for both: another process may be setting the file up right now
     empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
     found = connection.execute("PRAGMA application_id").fetchone()[0]
     connection.execute("COMMIT")
-    if found != APPLICATION_ID and not (found == 0 and empty):
+    is_new = found == 0 and empty and not must_exist
+    if found != APPLICATION_ID and not is_new:
         raise LedgerFault(
             "this database is not a Ringfence ledger",
             expected=f"application id {APPLICATION_ID:#x}",

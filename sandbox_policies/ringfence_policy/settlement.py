@@ -46,6 +46,19 @@ class Settlement:
         )
 
 
+def loudest_training(plan: PlanFile) -> DpMechanism:
+    """One round of training under the most noise that the plan allows. A holder settles this or less noise."""
+    return DpMechanism.rounded(
+        kind="dp-sgd",
+        clipping_norm=float(plan.training.clipping_norm),
+        noise_multiplier=float(plan.privacy.noise_multiplier_max),
+        sampling_rate=float(plan.training.sampling_rate),
+        steps=plan.training.steps,
+        unit=plan.privacy.unit,
+        relation=plan.privacy.relation,
+    )
+
+
 def settle(
     *, plan: PlanFile, policy: UsagePolicy, dataset: DatasetTerms, policy_history: History, dataset_history: History
 ) -> Settlement:
@@ -73,15 +86,7 @@ def settle(
             unit=plan.privacy.unit,
             relation=plan.privacy.relation,
         )
-    loudest = DpMechanism.rounded(
-        kind="dp-sgd",
-        clipping_norm=float(plan.training.clipping_norm),
-        noise_multiplier=float(plan.privacy.noise_multiplier_max),
-        sampling_rate=float(plan.training.sampling_rate),
-        steps=plan.training.steps,
-        unit=plan.privacy.unit,
-        relation=plan.privacy.relation,
-    )
+    loudest = loudest_training(plan)
     # The final evaluation is charged beside the rounds: treat it as spent, or the last round would not fit.
     final = ((evaluation, 1),) if evaluation is not None else ()
     caps = (
