@@ -88,15 +88,11 @@ def unpack(archive: bytes) -> dict[str, bytes]:
         )
     canonical_form = pack(files)
     if canonical_form != archive:
-        place = next(
-            (at for at, (ours, theirs) in enumerate(zip(canonical_form, archive, strict=False)) if ours != theirs),
-            min(len(canonical_form), len(archive)),
-        )
         raise EvidenceRefused(
             "the bundle is not in its one byte form",
             expected="exactly the bytes that `ringfence evidence export` writes for these files",
             got="another byte, or bytes too many or too few",
-            where=f"byte {place}",
+            where=f"byte {_first_difference(canonical_form, archive)}",
         )
     return files
 
@@ -134,6 +130,17 @@ def read_bundle(path: Path) -> dict[str, bytes]:
     except (OSError, ValueError) as error:
         raise EvidenceRefused("the bundle cannot be read", got=type(error).__name__, where=str(path)) from None
     return unpack(archive)
+
+
+def _first_difference(ours: bytes, theirs: bytes) -> int:
+    same, different = 0, min(len(ours), len(theirs))
+    while same < different:  # halving on slices: a loop over the bytes of a large model would take minutes
+        middle = (same + different + 1) // 2
+        if ours[same:middle] == theirs[same:middle]:
+            same = middle
+        else:
+            different = middle - 1
+    return same
 
 
 def _checked_name(name: str) -> bytes:

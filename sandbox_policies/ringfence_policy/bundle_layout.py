@@ -10,7 +10,7 @@ coordinator/checkpoint.jws
 holders/<id>/keys.jws             the same for each holder of the plan, and its signed terms
 holders/<id>/log.jsonl
 holders/<id>/checkpoint.jws
-holders/<id>/status.jws
+holders/<id>/status.jws           this and the next two: at least where the holder's data was used in the run
 holders/<id>/participation.jws
 holders/<id>/policy-<policy id>-<version>.jws      one or more
 """
@@ -29,7 +29,7 @@ STATUS: Final = "status.jws"
 PARTICIPATION: Final = "participation.jws"
 
 _OF_EVERY_LOG: Final = (KEYS, LOG, CHECKPOINT)
-_OF_EVERY_HOLDER: Final = (*_OF_EVERY_LOG, STATUS, PARTICIPATION)
+_OF_A_HOLDER: Final = (STATUS, PARTICIPATION)
 
 
 def coordinator_file(name: str) -> str:
@@ -63,9 +63,8 @@ def misplaced(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     needed = {MANIFEST, PLAN, CLAIMS, *map(coordinator_file, _OF_EVERY_LOG)}
     allowed = {MODEL}
     for holder in holders_in(found):
-        needed |= {holder_file(holder, name) for name in _OF_EVERY_HOLDER}
+        needed |= {holder_file(holder, name) for name in _OF_EVERY_LOG}
+        allowed |= {holder_file(holder, name) for name in _OF_A_HOLDER}
         policies = policies_in(found, holder)
         allowed |= {name for name in policies if name.count("/") == 2 and name.endswith(".jws")}  # noqa: PLR2004
-        if not policies:
-            needed.add(holder_file(holder, "policy-<id>-<version>.jws"))
     return tuple(sorted(needed - found)), tuple(sorted(found - needed - allowed))

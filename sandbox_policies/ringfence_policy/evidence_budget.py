@@ -220,22 +220,29 @@ def _check_claim(
     if claim.mechanism != (ours[-1].mechanism if ours else None):
         report(f"{where}: claims another mechanism than its last update had")
     policy = _policy_in_force(evidence, holder)
+    _check_total(account, claim, policy, where, report)
+    if policy is None:  # its data was not used, or the check of policies has already failed
+        return
     cap = _text(policy.epsilon_micro)
     if claim.epsilon_cap_micro != policy.epsilon_micro:
         report(f"{where}: claims a cap of epsilon {_text(claim.epsilon_cap_micro)}, the signed one is {cap}")
     if claim.delta_pico > policy.delta_pico:
         report(f"{where}: claims epsilon at {_delta(claim.delta_pico)}, policy {policy.reference} asks for less")
-    last = account.last.get(policy.dataset_id)
+
+
+def _check_total(account: _Account, claim: HolderClaim, policy: UsagePolicy | None, where: str, report: Report) -> None:
+    dataset = policy.dataset_id if policy is not None else next(reversed(account.by_dataset), "")
+    last = account.last.get(dataset)
     if last is not None and (claim.epsilon_micro, claim.delta_pico) != (last.epsilon_micro, last.delta_pico):
         said = f"claims epsilon {_text(claim.epsilon_micro)} at {_delta(claim.delta_pico)}"
         report(f"{where}: {said}; its last record says {_text(last.epsilon_micro)} at {_delta(last.delta_pico)}")
-    history = history_of(account.by_dataset.get(policy.dataset_id, Counter[DpMechanism]()).items())
+    history = history_of(account.by_dataset.get(dataset, Counter[DpMechanism]()).items())
     spent = accounting.epsilon_micro(history, delta_pico=claim.delta_pico)
     if claim.epsilon_micro + _ROUNDING < spent:
         report(f"{where}: understates epsilon: claims {_text(claim.epsilon_micro)}, the uses amount to {_text(spent)}")
 
 
-def _policy_in_force(evidence: Evidence, holder: HolderEvidence) -> UsagePolicy:
+def _policy_in_force(evidence: Evidence, holder: HolderEvidence) -> UsagePolicy | None:
     named = [
         str(record.decision.get("policy"))
         for _, record in select(holder.log.entries, HolderDecision)
@@ -244,9 +251,7 @@ def _policy_in_force(evidence: Evidence, holder: HolderEvidence) -> UsagePolicy:
     used = [holder.policies[name].policy for name in named if name in holder.policies]
     if used:
         return used[-1]
-    if not holder.policies:
-        raise EvidenceRefused("no signed policy of this holder could be read")
-    return max((one.policy for one in holder.policies.values()), key=lambda policy: policy.version)
+    return max((one.policy for one in holder.policies.values()), key=lambda policy: policy.version, default=None)
 
 
 def _text(micro: int) -> str:

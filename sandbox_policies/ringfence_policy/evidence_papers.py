@@ -4,9 +4,10 @@ Everything here is checked by signature, digest or re-hashing alone. What the re
 this one: `evidence_exchange`, `evidence_rounds`, `evidence_decisions` and `evidence_budget`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical, merkle
@@ -15,8 +16,10 @@ from ringfence_policy.errors import EvidenceRefused
 from ringfence_policy.evidence_records import (
     COORDINATOR_RECORDS,
     HOLDER_RECORDS,
+    Evaluated,
     HolderDecision,
     Record,
+    Sent,
     parse_record,
 )
 from ringfence_policy.identity import DocumentType, PublicKey, parse
@@ -24,6 +27,8 @@ from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.trust_store import TrustStore
 from ringfence_policy.verification import Findings, Report, attempt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -256,22 +261,39 @@ def _holders(
     with findings.checking("policies", passed="every policy is signed by its data officer's key") as report:
         for holder in stores:
             policies[holder] = _policies(evidence, stores[holder], logs[holder], report)
+            _check_present(evidence, logs[holder], policies[holder], "policy", report)
     with findings.checking("status", passed="every holder's status is signed by its status key") as report:
         for holder in stores:
-            status[holder] = attempt(
-                _status, evidence.files, stores[holder], holder, report=report, where=f"holder {holder}"
-            )
+            status[holder] = _read(_status, evidence, stores[holder], holder, report=report)
+            _check_present(evidence, logs[holder], status[holder], "status", report)
     with findings.checking("participation", passed="every holder signed its terms for this run and plan") as report:
         for holder in stores:
-            participation[holder] = attempt(
-                _participation, evidence, stores[holder], holder, report=report, where=f"holder {holder}"
-            )
+            participation[holder] = _read(_participation, evidence, stores[holder], holder, report=report)
+            _check_present(evidence, logs[holder], participation[holder], "participation", report)
     return {
         holder: HolderEvidence(
             holder, stores[holder], logs[holder], policies[holder], status[holder], participation[holder]
         )
         for holder in stores
     }
+
+
+def _read(
+    read: Callable[[Evidence, TrustStore, str], T | None],
+    evidence: Evidence,
+    store: TrustStore,
+    holder: str,
+    *,
+    report: Report,
+) -> T | None:
+    return attempt(read, evidence, store, holder, report=report, where=f"holder {holder}")
+
+
+def _check_present(evidence: Evidence, log: LogEvidence, found: object, what: str, report: Report) -> None:
+    # A holder that refused at once may have no valid terms; one whose data was used must have them here.
+    used = any(one.record.run == evidence.run_id and isinstance(one.record, Sent | Evaluated) for one in log.entries)
+    if used and not found:
+        report(f"{log.owner}: its data was used, and no valid {what} of it is here")
 
 
 def _policies(evidence: Evidence, store: TrustStore, log: LogEvidence, report: Report) -> dict[str, SignedPolicy]:
@@ -304,15 +326,21 @@ def _version_in(name: str) -> tuple[int, str]:
     return (int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0, name)  # noqa: PLR2004
 
 
-def _status(files: Mapping[str, bytes], store: TrustStore, holder: str) -> Status:
-    token = _text(files, layout.holder_file(holder, layout.STATUS))
+def _status(evidence: Evidence, store: TrustStore, holder: str) -> Status | None:
+    name = layout.holder_file(holder, layout.STATUS)
+    if name not in evidence.files:
+        return None
+    token = _text(evidence.files, name)
     claimed = Status.from_document(parse(token).claimed())
     # Fresh or stale is the log's question, at each decision; here only who signed it, when it was issued.
     return store.accept_status(token, claimed.issued_ms)
 
 
-def _participation(evidence: Evidence, store: TrustStore, holder: str) -> Participation:
-    token = _text(evidence.files, layout.holder_file(holder, layout.PARTICIPATION))
+def _participation(evidence: Evidence, store: TrustStore, holder: str) -> Participation | None:
+    name = layout.holder_file(holder, layout.PARTICIPATION)
+    if name not in evidence.files:
+        return None
+    token = _text(evidence.files, name)
     claimed = Participation.from_document(parse(token).claimed())
     found = Participation.from_document(
         store.accept(token, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=claimed.issued_ms)

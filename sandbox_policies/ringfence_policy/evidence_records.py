@@ -160,6 +160,14 @@ class RoundCommitted(Record):
     model_digest: Digest
 
 
+class ModelAveraged(Record):
+    """Coordinator: the models of these committed rounds were averaged into this one."""
+
+    kind: Literal["model-averaged"]
+    model_digest: Digest
+    rounds: Annotated[tuple[Count, ...], Field(min_length=1)]
+
+
 class ModelReleased(Record):
     """Coordinator: this model, by the digest of its file, is the run's result. `rounds`: how many, or which."""
 
@@ -199,6 +207,7 @@ _AT_COORDINATOR: Mapping[str, type[Record]] = {
     "update-received": UpdateReceived,
     "update-refused": UpdateRefused,
     "round-committed": RoundCommitted,
+    "model-averaged": ModelAveraged,
     "model-released": ModelReleased,
     "peer-checkpoint": PeerCheckpointAtCoordinator,
     "resumed": Resumed,

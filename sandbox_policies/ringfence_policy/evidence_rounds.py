@@ -15,6 +15,7 @@ from ringfence_policy.evidence_records import (
     Evaluated,
     HolderDecision,
     HoldReleased,
+    ModelAveraged,
     ModelReleased,
     PlanShown,
     Record,
@@ -203,7 +204,8 @@ def _check_models(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommit
     first = [start.model_digest for _, start in select(evidence.of_run, RunStarted)]
     models = {0: first[0] if first else "", **{commit.round: commit.model_digest for _, commit in commits}}
     released = select(evidence.of_run, ModelReleased)
-    known = {*models.values(), *(one.model_digest for _, one in released)}
+    averaged = select(evidence.of_run, ModelAveraged)
+    known = {*models.values(), *(one.model_digest for _, one in averaged), *(one.model_digest for _, one in released)}
     for holder in evidence.holders.values():
         ours = [entry for entry in holder.log.entries if entry.record.run == evidence.run_id]
         for entry, sent in select(ours, Sent):
@@ -220,19 +222,34 @@ def _check_released(evidence: Evidence, commits: Sequence[tuple[Entry, RoundComm
     released = select(evidence.of_run, ModelReleased)
     data = evidence.files.get(layout.MODEL)
     file_digest = None if data is None else canonical.digest_bytes(data)
+    result = _result(evidence, commits, report)
     if len(released) > 1:
         report(f"{released[1][0]}: a second model is released")
     if not released:
-        expected_file = commits[-1][1].model_digest if commits else None
-        if file_digest not in (None, expected_file):
-            report(f"{layout.MODEL}: nothing was released, and this is not the last round's model")
+        if file_digest not in (None, result):
+            report(f"{layout.MODEL}: nothing was released, and this is not the model that the rounds ended in")
         return
     entry, release = released[-1]
     if release.model_digest != file_digest:
         report(f"{layout.MODEL}: is {file_digest or 'missing'}, but {entry} says {release.model_digest}")
+    if release.model_digest != result:
+        report(f"{entry}: releases {release.model_digest}, but the rounds ended in {result}")
     committed = {commit.round for _, commit in commits}
     listed = set(release.rounds) if isinstance(release.rounds, tuple) else committed
     if not listed <= committed or (isinstance(release.rounds, int) and release.rounds > len(committed)):
         report(f"{entry}: is made of rounds that were never committed")
     if commits and commits[-1][0].position > entry.position:
         report(f"{commits[-1][0]}: committed after the model was released")
+
+
+def _result(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommitted]], report: Report) -> str | None:
+    """The model that the rounds ended in: the average where one was made, else that of the last round."""
+    committed = [commit.round for _, commit in commits]
+    result = commits[-1][1].model_digest if commits else None
+    for entry, averaged in select(evidence.of_run, ModelAveraged):
+        if list(averaged.rounds) != committed[-len(averaged.rounds) :]:
+            report(f"{entry}: averages rounds {list(averaged.rounds)}, which are not the last ones committed")
+        if not evidence.plan.terms.training.average_last:
+            report(f"{entry}: the signed plan has no average")
+        result = averaged.model_digest
+    return result

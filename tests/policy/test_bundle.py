@@ -144,6 +144,8 @@ def test_too_large_a_bundle_is_refused_before_it_is_read(tmp_path, monkeypatch):
         file.truncate((1 << 26) + 11)
     with pytest.raises(EvidenceRefused, match="too large"):
         read_bundle(sparse)
+    with pytest.raises(EvidenceRefused, match="too large"):
+        unpack(bytes((1 << 26) + 11))
 
 
 def test_a_bundle_is_written_whole_and_named_by_its_digest(tmp_path):

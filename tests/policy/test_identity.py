@@ -251,6 +251,10 @@ def test_a_broken_key_file_is_refused_without_a_traceback_of_its_content(tmp_pat
         SigningKey.load(tmp_path / "missing.key")
 
 
+def test_two_generated_keys_differ():
+    assert SigningKey.generate("a").seed != SigningKey.generate("a").seed
+
+
 def test_a_private_key_does_not_show_in_its_repr():
     assert b64(KEY.seed) not in repr(KEY)
     assert repr(KEY.seed) not in repr(KEY)

@@ -15,7 +15,7 @@ from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.bundle import write_bundle
 from ringfence_policy.cohort import largest_cohort
 from ringfence_policy.database import Database
-from ringfence_policy.decision import Point
+from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import (
     Role,
     key_list_document,
@@ -279,6 +279,7 @@ class World:
         self.now_ms = START_MS
         self.run_id = "run-1"
         self.attempt = 1
+        self.untrusted = set()  # holders whose papers do not hold, so that every gate refuses them unread
         self.coordinator = Party(self, "consortium", [Role.PLAN])
         self.holders = {
             name: Holder(
@@ -324,7 +325,7 @@ class World:
         for holder in self.holders.values():
             self.coordinator.record("peer-checkpoint", round_number, holder=holder.name, checkpoint=holder.checkpoint())
 
-    def run(self, run_id="run-1", *, before_round=None):
+    def run(self, run_id="run-1", *, before_round=None, after_rounds=None):
         self.run_id = run_id
         self.model_digest = digest_of("initial model")
         self.participation = {name: one.participation_token() for name, one in self.holders.items()}
@@ -340,6 +341,8 @@ class World:
                 before_round(self, round_number)
             self.one_round(round_number)
         self.tick()
+        if after_rounds is not None:
+            after_rounds(self)
         self.evaluate()
         self.release()
         return self
@@ -352,13 +355,23 @@ class World:
             requests[name] = holder.request(Action.TRAIN, len(cohort), applied=holder.mechanism)
             return holder.gate.decide(requests[name], point=Point.COORDINATOR)
 
-        found = largest_cohort(sorted(self.holders), permits)
+        found = largest_cohort(sorted(self.holders.keys() - self.untrusted), permits)
         asked = list(found.members)
         refused = {name: list(decision.clauses) for name, decision in found.refusals.items()}
         for name, decision in (found.decisions | found.refusals).items():
             self.coordinator.record(
                 "decision", round_number, holder=name, decision=decision.for_outsiders().to_document(),
                 action="train", inputs=requests[name].public_facts(),
+            )  # fmt: skip
+        for name in self.untrusted:
+            refused[name] = ["signature"]
+            unread = {"action": "train", "inputs": None}
+            denied = Decision.deny("signature", point=Point.COORDINATOR).to_document()
+            self.coordinator.record("decision", round_number, holder=name, decision=denied, **unread)
+            denied = Decision.deny("signature", point=Point.BEFORE_TRAINING).to_document()
+            self.holders[name].record(
+                "decision", round_number, decision=denied, hold_id="", status_seq=None, policy_key_id=None,
+                private_digest=None, **unread,
             )  # fmt: skip
         updates = {}
         for name in asked:
@@ -389,7 +402,8 @@ class World:
         beta.use(Action.EVALUATE, 3, cohort, self.model_digest, applied=histogram, evaluation=Evaluation.PRIVATE)
 
     def release(self):
-        for holder in self.holders.values():
+        for name in self.holders.keys() - self.untrusted:
+            holder = self.holders[name]
             holder.decide(holder.request(Action.RELEASE, 3, records=200), Point.RELEASE, 3, "")
         self.coordinator.record("model-released", 3, model_digest=self.model_digest, rounds=3)
         self.exchange(3)
@@ -411,12 +425,13 @@ class World:
                 layout.KEYS: holder.keys_token.encode(),
                 layout.LOG: lines_of(holder.log),
                 layout.CHECKPOINT: holder.checkpoint().encode(),
-                layout.STATUS: holder.status_token().encode(),
-                layout.PARTICIPATION: self.participation[name].encode(),
             }
+            if name not in self.untrusted:
+                policy = holder.policy
+                papers[layout.STATUS] = holder.status_token().encode()
+                papers[layout.PARTICIPATION] = self.participation[name].encode()
+                files[layout.policy_file(name, policy.policy_id, policy.version)] = holder.policy_token.encode()
             files |= {layout.holder_file(name, file): data for file, data in papers.items()}
-            policy = holder.policy
-            files[layout.policy_file(name, policy.policy_id, policy.version)] = holder.policy_token.encode()
         return files
 
     def claims(self):

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical
 from ringfence_policy.documents import RevokedPolicy
 from ringfence_policy.errors import UsageError
+from ringfence_policy.identity import DocumentType, SigningKey, sign
 from ringfence_policy.verify import UNPROVEN, read_roots, roots_document, verify_bundle
 
 DOCS = Path(__file__).parents[3] / "docs" / "evidence.md"
@@ -19,6 +21,12 @@ DOCS = Path(__file__).parents[3] / "docs" / "evidence.md"
 
 def problems(outcome):
     return [f"{check.name}: {check.detail}" for check in outcome.problems]
+
+
+def changed(document, **changes):
+    """The same frozen document with other members. Not `model_copy`, which would keep a remembered digest."""
+    members = {name: getattr(document, name) for name in type(document).model_fields}
+    return type(document).model_construct(**members | changes)
 
 
 def test_an_honest_run_verifies(honest):
@@ -64,14 +72,16 @@ def test_an_earlier_rehearsal_on_the_same_data_is_mentioned(world_of):
     for holder in world.holders.values():
         holder.noise_source = "csprng"
     world.rehearsal = False
-    world.plan = world.plan.model_copy(update={"rehearsal": False})
+    world.plan = changed(world.plan, rehearsal=False)
     outcome = world.run("run-2").verify()
     assert problems(outcome) == []
     assert not outcome.rehearsal
     assert any("other runs were rehearsals and NOT PRIVATE" in check.detail for check in outcome.checks)
 
 
-def test_a_revocation_that_is_respected_verifies_but_the_model_may_not_be_released(world_of):
+def test_a_revocation_that_is_respected_verifies(world_of):
+    """Revoking ends future use; what was learned before stays under the policy's release terms."""
+
     def revoke(world, round_number):
         if round_number == 3:
             alpha = world.holders["alpha"]
@@ -81,9 +91,31 @@ def test_a_revocation_that_is_respected_verifies_but_the_model_may_not_be_releas
 
     world = world_of()
     world.run(before_round=revoke)
-    found = problems(world.verify())
-    assert len(found) == 1
-    assert "holder alpha contributed, and its log has no permit to release" in found[0]
+    assert problems(world.verify()) == []
+    assert world.claims()["holders"]["alpha"]["rounds"] == 2
+
+
+def test_a_run_whose_result_is_an_average_of_its_last_rounds_verifies(world_of):
+    world = world_of()
+    training = changed(world.plan.terms.training, average_last=Decimal("0.5"))
+    world.plan = changed(world.plan, terms=changed(world.plan.terms, training=training))
+
+    def average(the_world):
+        the_world.model, the_world.model_digest = b"the average", canonical.digest_bytes(b"the average")
+        the_world.coordinator.record("model-averaged", 3, model_digest=the_world.model_digest, rounds=[2, 3])
+
+    assert problems(world.run(after_rounds=average).verify()) == []
+
+
+def test_a_holder_that_refused_at_once_needs_no_valid_terms(world_of):
+    """A policy edited after signing: gamma's node refuses every use, and hands over its log without papers."""
+    world = world_of()
+    world.untrusted = {"gamma"}
+    world.run()
+    names = set(world.files())
+    assert layout.holder_file("gamma", layout.LOG) in names
+    assert layout.holder_file("gamma", layout.STATUS) not in names
+    assert problems(world.verify()) == []
 
 
 def test_a_run_that_was_interrupted_and_resumed_verifies(world_of):
@@ -109,6 +141,16 @@ def test_a_run_that_was_interrupted_and_resumed_verifies(world_of):
     # gamma's two rounds are used up by the lost attempt: what may have left is never given back.
     outcome = world.run(before_round=again).verify()
     assert problems(outcome) == []
+
+
+def test_a_run_under_another_coordinator_in_a_holders_log_is_no_concern_of_this_one(world_of):
+    world = world_of()
+    world.run_id = "run-of-others"
+    stranger = SigningKey(kid="others/plan-1", seed=b"o" * 32)
+    empty = {"origin": "x", "size": 0, "root": canonical.digest_bytes(b""), "at_ms": world.now_ms}
+    token = sign(empty, type=DocumentType.CHECKPOINT, key=stranger)
+    world.holders["alpha"].record("peer-checkpoint", checkpoint=token)
+    assert problems(world.run("run-1").verify()) == []
 
 
 def test_verifying_needs_neither_flower_nor_torch_nor_a_ledger(honest):
@@ -153,6 +195,10 @@ def test_a_file_of_root_keys_in_another_form_is_refused_with_a_next_step(honest,
 def test_a_file_that_is_no_json_is_refused(tmp_path, content):
     path = tmp_path / "keys.json"
     path.write_bytes(content)
+    with pytest.raises(UsageError):
+        read_roots(path)
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
     with pytest.raises(UsageError):
         read_roots(path)
     with pytest.raises(UsageError):

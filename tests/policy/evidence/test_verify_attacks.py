@@ -1,0 +1,586 @@
+"""Every attack on a bundle is a failed check that names the holder, the round and the record.
+
+The attacker here always has the coordinator's keys and seals the bundle again; what only a holder could sign is signed
+by that holder where the attack is the holder's own. "Told" attacks lie while the run goes on; the others afterwards.
+"""
+
+import copy
+
+import pytest
+
+from ringfence_policy import bundle_layout as layout
+from ringfence_policy import canonical
+from ringfence_policy.documents import Role, key_list_document
+from ringfence_policy.identity import DocumentType, SigningKey, sign
+from ringfence_policy.verify import Roots
+
+OTHER = canonical.digest("something else")
+STRANGER = SigningKey(kid="consortium/plan-1", seed=b"?" * 32)
+
+
+def caught(outcome, check, *words, garbage=False):
+    """The bundle fails, and one problem of that check has all these words."""
+    assert not outcome.passed
+    details = [problem.detail for problem in outcome.problems if problem.name == check]
+    assert any(all(word in detail for word in words) for detail in details), (check, words, outcome.problems)
+    assert garbage or not any("be completed" in one.detail or "malformed" in one.detail for one in outcome.problems), (
+        outcome.problems
+    )
+
+
+def first(records, kind, **members):
+    """The position of the first record of a kind with these members."""
+    return next(
+        place
+        for place, record in enumerate(records)
+        if record["kind"] == kind and all(record.get(name) == value for name, value in members.items())
+    )
+
+
+def told(kind, change, **members):
+    """A lie: `change` makes, of each record of this kind with these members, the list of records that is logged."""
+
+    def lie(record):
+        if record["kind"] != kind or any(record.get(name) != value for name, value in members.items()):
+            return [record]
+        return change(copy.deepcopy(record))
+
+    return lie
+
+
+def with_(**changes):
+    """A change that replaces members of a record."""
+    return lambda record: [record | changes]
+
+
+def changed(document, **changes):
+    """The same frozen document with other members. Not `model_copy`, which would keep a remembered digest."""
+    members = {name: getattr(document, name) for name in type(document).model_fields}
+    return type(document).model_construct(**members | changes)
+
+
+# --- records changed after the run ------------------------------------------------------------------------------------
+
+
+def understate(records):
+    records[first(records, "sent", round=2)]["epsilon_micro"] -= 1
+
+
+def forge(records):
+    place = first(records, "sent", round=2)
+    records.insert(place, records[place] | {"hold_id": "forged", "round": 1})
+
+
+def reorder(records):
+    place = first(records, "sent", round=2)
+    records[place - 1], records[place] = records[place], records[place - 1]
+
+
+def drop(records):
+    del records[first(records, "decision", round=2)]
+
+
+def repeat(records):
+    records.insert(3, records[3])
+
+
+CHANGES = {"changed": understate, "forged": forge, "reordered": reorder, "dropped": drop, "inserted twice": repeat}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_holders_record_changed_in_the_bundle_is_caught_and_located(honest, change):
+    records = honest.log("alpha")
+    change(records)
+    lines = b"".join(canonical.encode(record) + b"\n" for record in records)
+    outcome = honest.verify({layout.holder_file("alpha", layout.LOG): lines})
+    caught(outcome, "logs", "holder alpha", "records")
+    caught(outcome, "exchanged checkpoints", "holder alpha showed another log", "coordinator, round 2")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_holder_cannot_rewrite_and_sign_its_own_log_again(honest, change):
+    records = honest.log("alpha")
+    change(records)
+    outcome = honest.verify(honest.relog("alpha", records))
+    caught(outcome, "exchanged checkpoints", "holder alpha showed another log", "changed, dropped, inserted or moved")
+
+
+def test_the_records_between_which_a_log_was_changed_are_named(honest):
+    records = honest.log("alpha")
+    place = first(records, "sent", round=2)
+    records[place]["weight"] += 1
+    outcome = honest.verify(honest.relog("alpha", records))
+    details = [problem.detail for problem in outcome.problems if problem.name == "exchanged checkpoints"]
+    agreed, end = (int(details[0].split("records ")[1].split(" was")[0].split(" to ")[index]) for index in (0, 1))
+    assert agreed <= place <= end
+    assert end - agreed < 6
+
+
+def test_a_coordinator_cannot_sign_a_holders_log_again(honest):
+    records = honest.log("alpha")
+    understate(records)
+    key = SigningKey(kid="alpha/node-1", seed=honest.world.coordinator.log_key.seed)
+    outcome = honest.verify(honest.relog("alpha", records, key=key))
+    caught(outcome, "logs", "holder alpha, final checkpoint", "signature does not hold")
+    outcome = honest.verify(honest.relog("alpha", records, key=honest.world.coordinator.log_key))
+    caught(outcome, "logs", "holder alpha, final checkpoint", "signing key is unknown")
+
+
+@pytest.mark.parametrize("kind", ["run-started", "decision", "update-received", "round-committed", "peer-checkpoint"])
+def test_a_coordinator_cannot_rewrite_and_sign_its_own_log_again(honest, kind):
+    records = honest.log("consortium")
+    del records[first(records, kind)]
+    outcome = honest.verify(honest.relog("consortium", records))
+    caught(outcome, "exchanged checkpoints", "coordinator showed another log there", "record")
+
+
+@pytest.mark.parametrize("owner", ["alpha", "consortium"])
+def test_a_log_cut_short_by_its_owner_is_caught(honest, owner):
+    outcome = honest.verify(honest.relog(owner, honest.log(owner)[:-6]))
+    caught(outcome, "exchanged checkpoints", "records there, but only")
+
+
+def test_a_log_with_a_record_added_at_its_end_by_someone_else_is_caught(honest):
+    name = layout.holder_file("beta", layout.LOG)
+    outcome = honest.verify({name: honest.files[name] + canonical.encode(honest.log("beta")[0]) + b"\n"})
+    caught(outcome, "logs", "holder beta", "records were dropped or added")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"{}", b"[]", b"", b"7", b'{"kind":"sent"}', b'{"a": 1}', b"\xff", b"[" * 50_000, b'{"kind":"gossip","v":1}'],
+)
+def test_a_line_that_is_no_record_is_caught_by_its_place(honest, line):
+    name = layout.holder_file("beta", layout.LOG)
+    lines = honest.files[name].split(b"\n")
+    lines[4] = line
+    caught(honest.verify({name: b"\n".join(lines)}), "logs", "holder beta, record 4", garbage=True)
+    caught(honest.verify({name: honest.files[name][:-1]}), "logs", "holder beta", "does not end with a whole line")
+
+
+def test_a_record_of_the_other_sides_kind_is_caught(honest):
+    records = [*honest.log("beta"), honest.log("consortium")[0]]
+    caught(honest.verify(honest.relog("beta", records)), "logs", "does not belong in this log")
+
+
+# --- two histories ----------------------------------------------------------------------------------------------------
+
+
+def test_a_coordinator_that_shows_one_holder_another_log_is_caught(world_of):
+    """Split view: alpha is shown a log in which round 1 went differently."""
+    world = world_of()
+
+    def show_other(record):
+        document = {"origin": world.coordinator.log.origin, "size": 9, "root": OTHER, "at_ms": world.now_ms}
+        token = sign(document, type=DocumentType.CHECKPOINT, key=world.coordinator.log_key)
+        return [record | {"checkpoint": token}]
+
+    world.at_append["alpha"] = told("peer-checkpoint", show_other, round=1)
+    caught(world.run().verify(), "exchanged checkpoints", "holder alpha, round 1", "two histories")
+
+
+def test_a_holder_that_shows_the_coordinator_another_log_is_caught(world_of):
+    world = world_of()
+
+    def show_other(record):
+        holder = world.holders["gamma"]
+        document = {"origin": holder.log.origin, "size": 5, "root": OTHER, "at_ms": world.now_ms}
+        return [record | {"checkpoint": sign(document, type=DocumentType.CHECKPOINT, key=holder.log_key)}]
+
+    world.at_append["consortium"] = told("peer-checkpoint", show_other, round=1, holder="gamma")
+    caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "holder gamma showed another log")
+
+
+def test_a_log_under_another_name_than_it_was_shown_is_caught(world_of):
+    world = world_of()
+
+    def rename(record):
+        empty = {"origin": "ringfence/holder/gamma-2", "size": 0, "root": canonical.digest_bytes(b""), "at_ms": 1}
+        key = world.holders["gamma"].log_key
+        at_its_time = empty | {"at_ms": world.now_ms}
+        return [record | {"checkpoint": sign(at_its_time, type=DocumentType.CHECKPOINT, key=key)}]
+
+    world.at_append["consortium"] = told("peer-checkpoint", rename, round=1, holder="gamma")
+    caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "gamma-2", "not this one")
+
+
+def test_two_parties_that_sign_for_one_log_are_caught(world_of):
+    world = world_of()
+    world.run()
+    beta = world.holders["beta"]
+    beta.log.origin = world.holders["alpha"].log.origin
+    caught(world.verify(), "logs", "holder beta and holder alpha sign for one and the same log")
+
+
+def test_a_checkpoint_nobody_signed_is_caught(world_of):
+    world = world_of()
+    forged = sign(
+        {"origin": "x", "size": 0, "root": OTHER, "at_ms": world.now_ms}, type=DocumentType.CHECKPOINT, key=STRANGER
+    )
+    world.at_append = {
+        "alpha": told("peer-checkpoint", with_(checkpoint=forged), round=1),
+        "consortium": told("peer-checkpoint", with_(checkpoint="garbage"), round=2, holder="beta"),
+    }
+    outcome = world.run().verify()
+    caught(outcome, "exchanged checkpoints", "holder alpha, round 1", "not a checkpoint of this coordinator")
+    caught(outcome, "exchanged checkpoints", "coordinator, round 2")
+
+
+def test_a_round_that_was_never_shown_to_the_other_side_is_caught(world_of):
+    def silence(_record):
+        return []
+
+    world = world_of(at_append={"consortium": told("peer-checkpoint", silence, holder="beta")})
+    caught(world.run().verify(), "witnesses", "holder beta, round 1", "(sent)")
+    quiet = told("peer-checkpoint", silence, round=3)
+    world = world_of(at_append=dict.fromkeys(("alpha", "beta", "gamma"), quiet))
+    caught(world.run().verify(), "witnesses", "coordinator, round 3", "model-released")
+
+
+# --- what coordinator and holders say of each round -------------------------------------------------------------------
+
+
+def test_an_update_that_the_coordinator_was_given_and_hid_is_caught(world_of):
+    world = world_of()
+
+    def hide(record):
+        if record["kind"] == "round-committed" and record["round"] == 2:
+            record["updates"].pop("beta")
+            record["cohort"].remove("beta")
+        is_receipt = record["kind"] == "update-received" and (record["round"], record["holder"]) == (2, "beta")
+        return [] if is_receipt else [record]
+
+    world.at_append["consortium"] = lambda record: hide(copy.deepcopy(record))
+    outcome = world.run().verify()
+    caught(outcome, "nothing hidden", "holder beta, round 2", "(sent)", "neither received nor refused")
+    caught(outcome, "cohorts", "coordinator, round 2", "holder beta is not in the cohort")
+
+
+def test_an_update_received_and_then_left_out_is_caught(world_of):
+    def leave_out(record):
+        record["updates"].pop("beta")
+        record["cohort"].remove("beta")
+        return [record]
+
+    world = world_of(at_append={"consortium": told("round-committed", leave_out, round=2)})
+    caught(world.run().verify(), "nothing hidden", "coordinator, round 2", "holder beta", "left out")
+
+
+def test_an_update_that_nobody_sent_is_caught(world_of):
+    def invent(record):
+        record["updates"]["beta"] = OTHER
+        return [record]
+
+    world = world_of(at_append={"consortium": told("round-committed", invent, round=2)})
+    caught(world.run().verify(), "cohorts", "coordinator, round 2", OTHER, "holder beta", "its log says")
+
+
+def test_a_holder_committed_in_a_round_it_refused_is_caught(world_of):
+    def add(record):
+        return [record | {"updates": record["updates"] | {"gamma": OTHER}, "cohort": ["alpha", "beta", "gamma"]}]
+
+    world = world_of(at_append={"consortium": told("round-committed", add, round=3)})
+    outcome = world.run().verify()
+    caught(outcome, "cohorts", "coordinator, round 3", "holder gamma", "its log has no update in this round")
+    caught(outcome, "permits", "coordinator, round 3", "holder gamma is in the cohort without a permit")
+
+
+def test_an_update_exchanged_for_another_on_the_way_is_caught(world_of):
+    world = world_of(
+        at_append={"consortium": told("update-received", with_(update_digest=OTHER), round=1, holder="alpha")}
+    )
+    caught(world.run().verify(), "nothing hidden", "holder alpha, round 1", "another update")
+
+
+def test_a_use_that_the_holder_leaves_out_of_its_log_is_caught(world_of):
+    world = world_of(at_append={"alpha": told("sent", lambda _record: [], round=2)})
+    outcome = world.run().verify()
+    caught(outcome, "cohorts", "coordinator, round 2", "holder alpha", "no update in this round")
+    caught(outcome, "budget", "holder alpha, round 3", "history")
+
+
+def test_a_hold_given_back_after_its_update_left_is_caught(world_of):
+    def and_release(record):
+        more = {key: record[key] for key in ("v", "at_ms", "run", "round", "hold_id")}
+        return [record, more | {"kind": "hold-released", "reason": "never mind"}]
+
+    world = world_of(at_append={"beta": told("sent", and_release, round=2)})
+    caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "(hold-released)")
+
+
+def test_two_updates_under_one_hold_are_caught(world_of):
+    world = world_of(at_append={"beta": told("sent", lambda record: [record, record], round=2)})
+    caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "second update")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: [record, record], "rounds must rise"),
+        (with_(round=1), "rounds must rise"),
+        (with_(round=4), "rounds must rise"),
+        (with_(cohort=["alpha", "beta"]), "differ"),
+        (with_(cohort=["alpha", "alpha", "beta", "gamma"]), "differ"),
+    ],
+)
+def test_rounds_out_of_order_or_inconsistent_are_caught(world_of, change, words):
+    world = world_of(at_append={"consortium": told("round-committed", change, round=2)})
+    outcome = world.run().verify()
+    assert any(words in problem.detail and "coordinator, round" in problem.detail for problem in outcome.problems)
+
+
+def test_resuming_from_a_round_that_was_committed_is_caught(world_of):
+    def resume(record):
+        return [record, {"v": 1, "kind": "resumed", "at_ms": 1, "run": "run-1", "round": 2, "from_round": 2}]
+
+    world = world_of(at_append={"consortium": told("round-committed", resume, round=2)})
+    caught(world.run().verify(), "course of the run", "resumed from round 2", "was committed")
+
+
+@pytest.mark.parametrize(
+    "change", [with_(plan_digest=OTHER), with_(holders=["alpha"]), lambda r: [r, r], lambda _r: []]
+)
+def test_a_run_started_otherwise_is_caught(world_of, change):
+    world = world_of(at_append={"consortium": told("run-started", change)})
+    assert any(problem.name == "course of the run" for problem in world.run().verify().problems)
+
+
+def test_a_round_committed_before_its_run_started_is_caught(world_of):
+    late = []
+
+    def hold_back(record):
+        if record["kind"] == "run-started":
+            late.append(record)
+            return []
+        return [record, *late] if (record["kind"], record["round"]) == ("round-committed", 1) else [record]
+
+    world = world_of(at_append={"consortium": hold_back})
+    caught(world.run().verify(), "course of the run", "run-started", "committed before the run started")
+
+
+def test_a_plan_the_holder_was_never_shown_is_caught(world_of):
+    world = world_of(at_append={"gamma": told("plan-shown", with_(plan_digest=OTHER))})
+    caught(world.run().verify(), "course of the run", "holder gamma, round 1", "never recorded being shown")
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_swapped_model_is_caught(honest):
+    caught(honest.verify({layout.MODEL: b"another model"}), "model", layout.MODEL, "model-released")
+    caught(honest.verify({layout.MODEL: None}), "model", layout.MODEL, "missing")
+
+
+@pytest.mark.parametrize(
+    ("owner", "kind", "change", "words"),
+    [
+        ("beta", "sent", with_(base_model_digest=OTHER), ("holder beta, round 2", "started from model")),
+        ("alpha", "evaluated", with_(base_model_digest=OTHER), ("holder alpha, round 3", "none of this run's")),
+        ("consortium", "round-committed", with_(model_digest=OTHER), ("round 3", "started from model")),
+        ("consortium", "model-released", with_(rounds=4), ("never committed",)),
+        ("consortium", "model-released", with_(rounds=[1, 9]), ("never committed",)),
+        ("consortium", "model-released", lambda record: [record, record], ("a second model",)),
+    ],
+)
+def test_a_broken_chain_of_models_is_caught(world_of, owner, kind, change, words):
+    round_number = 2 if kind in {"sent", "round-committed"} else 3
+    world = world_of(at_append={owner: told(kind, change, round=round_number)})
+    caught(world.run().verify(), "model", *words)
+
+
+def test_a_model_beside_a_run_that_released_none_is_caught(world_of):
+    world = world_of(at_append={"consortium": told("model-released", lambda _record: [])})
+    world.run()
+    assert world.verify().passed
+    assert world.verify({name: data for name, data in world.files().items() if name != layout.MODEL}).passed
+    caught(world.verify({**world.files(), layout.MODEL: b"x"}), "model", "nothing was released")
+
+
+@pytest.mark.parametrize("rounds", [[1, 2], [3, 2], [2, 3, 4], [1, 3]])
+def test_an_average_of_other_rounds_than_the_last_is_caught(world_of, rounds):
+    def average(world):
+        world.coordinator.record("model-averaged", 3, model_digest=world.model_digest, rounds=rounds)
+
+    outcome = world_of().run(after_rounds=average).verify()
+    caught(outcome, "model", "model-averaged", "not the last ones")
+    caught(outcome, "model", "model-averaged", "signed plan has no average")
+
+
+def test_a_release_of_another_model_than_the_rounds_ended_in_is_caught(world_of):
+    digest = canonical.digest_bytes(b"better model")
+    world = world_of(at_append={"consortium": told("model-released", with_(model_digest=digest))})
+    outcome = world.run().verify({**world.files(), layout.MODEL: b"better model"})
+    caught(outcome, "model", "model-released", digest, "the rounds ended in")
+
+
+def test_a_round_after_the_release_is_caught(world_of):
+    released = {"v": 1, "kind": "model-released", "at_ms": 1, "run": "run-1", "round": 2, "rounds": 2}
+
+    def too_early(record):
+        if record["kind"] == "model-released":
+            return []
+        if (record["kind"], record["round"]) != ("round-committed", 2):
+            return [record]
+        return [record, released | {"model_digest": record["model_digest"]}]
+
+    outcome = world_of(at_append={"consortium": too_early}).run().verify()
+    caught(outcome, "model", "coordinator, round 3", "(round-committed)", "committed after the model was released")
+
+
+def test_two_releases_are_caught(world_of):
+    world = world_of(at_append={"consortium": told("model-released", lambda record: [record, record])})
+    caught(world.run().verify(), "model", "coordinator, round 3", "a second model")
+
+
+def test_a_release_without_a_contributors_permit_is_caught(world_of):
+    world = world_of(at_append={"gamma": told("decision", lambda _record: [], action="release")})
+    caught(world.run().verify(), "permits", "model-released", "holder gamma contributed")
+
+
+# --- papers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_policy_swapped_for_another_text_of_the_same_version_is_caught(honest):
+    world = honest.world
+    policy = changed(world.holders["alpha"].policy, epsilon_micro=9_000_000)
+    token = sign(policy.to_document(), type=DocumentType.POLICY, key=world.holders["alpha"].key[Role.POLICY])
+    outcome = honest.verify({layout.policy_file("alpha", "alpha-terms", 1): token.encode()})
+    caught(outcome, "decisions", "holder alpha, round 1", "another text of policy alpha-terms@1")
+
+
+def test_a_policy_exchanged_for_a_newer_one_or_a_strangers_is_caught(honest):
+    world = honest.world
+    name = layout.policy_file("alpha", "alpha-terms", 1)
+    newer = changed(world.holders["alpha"].policy, version=2)
+    token = sign(newer.to_document(), type=DocumentType.POLICY, key=world.holders["alpha"].key[Role.POLICY])
+    outcome = honest.verify({name: None, layout.policy_file("alpha", "alpha-terms", 2): token.encode()})
+    caught(outcome, "decisions", "coordinator, round 1", "alpha-terms@1", "did not sign here")
+    caught(honest.verify({name: token.encode()}), "policies", name, "under another's name")
+    forged = sign(newer.to_document(), type=DocumentType.POLICY, key=world.coordinator.log_key)
+    caught(honest.verify({name: forged.encode()}), "policies", name, "signing key is unknown")
+    betas = honest.files[layout.policy_file("beta", "beta-terms", 1)]
+    assert not honest.verify({name: betas}).passed
+
+
+def test_a_policy_edited_after_signing_is_caught(honest):
+    name = layout.policy_file("alpha", "alpha-terms", 1)
+    head, _, signature = honest.files[name].decode().split(".")
+    payload = honest.files[layout.policy_file("beta", "beta-terms", 1)].decode().split(".")[1]
+    outcome = honest.verify({name: f"{head}.{payload}.{signature}".encode()})
+    caught(outcome, "policies", name, "signature does not hold")
+
+
+def test_a_plan_swapped_after_the_run_is_caught(honest):
+    world = honest.world
+    other = changed(world.plan, terms=changed(world.plan.terms, purpose="research"))
+    token = sign(other.to_document(), type=DocumentType.PLAN, key=world.coordinator.key[Role.PLAN])
+    outcome = honest.verify({layout.PLAN: token.encode()})
+    caught(outcome, "participation", "holder alpha", "another holder, run, plan")
+    caught(outcome, "course of the run", "another plan than the signed one")
+    caught(outcome, "decisions", "holder alpha, round 1", "plan_digest is not what the signed plan")
+
+
+def test_a_plan_that_names_another_coordinator_is_caught(honest):
+    world = honest.world
+    other = changed(world.plan, terms=changed(world.plan.terms, coordinator="other-org"))
+    token = sign(other.to_document(), type=DocumentType.PLAN, key=world.coordinator.key[Role.PLAN])
+    caught(honest.verify({layout.PLAN: token.encode()}), "plan", "other-org")
+
+
+def test_a_plan_of_someone_else_is_caught(honest):
+    token = sign(honest.world.plan.to_document(), type=DocumentType.PLAN, key=STRANGER)
+    caught(honest.verify({layout.PLAN: token.encode()}), "plan", "signature does not hold")
+
+
+def test_a_missing_holder_is_caught_by_name(honest):
+    gone = dict.fromkeys(name for name in honest.files if name.startswith("holders/gamma/"))
+    caught(honest.verify(gone), "plan", "holder gamma", "missing")
+
+
+def test_an_added_holder_is_caught(honest):
+    added = {
+        name.replace("holders/gamma/", "holders/delta/"): data
+        for name, data in honest.files.items()
+        if name.startswith("holders/gamma/")
+    }
+    caught(honest.verify(added), "plan", "holder delta", "not in the plan")
+
+
+@pytest.mark.parametrize("name", ["alpha", "consortium"])
+def test_wrong_root_keys_are_caught(honest, name):
+    right, wrong = honest.world.roots, SigningKey(kid=f"{name}/root", seed=b"w" * 32).public()
+    if name == "consortium":
+        roots = Roots("consortium", wrong, right.holders)
+        caught(honest.verify(roots=roots), "manifest", "signature does not hold")
+        roots = Roots("other-org", right.coordinator, right.holders)
+        caught(honest.verify(roots=roots), "manifest", "belongs to somebody else")
+    else:
+        roots = Roots("consortium", right.coordinator, {**right.holders, name: wrong})
+        caught(honest.verify(roots=roots), "plan", f"holder {name}", "another root key")
+        roots = Roots("consortium", right.coordinator, {k: v for k, v in right.holders.items() if k != name})
+        caught(honest.verify(roots=roots), "plan", f"holder {name}", "no root key was given")
+
+
+def test_a_key_list_that_the_root_did_not_sign_is_caught(honest):
+    listed = [(STRANGER.public(), 0, 10**14, [Role.NODE, Role.POLICY, Role.STATUS])]
+    forged = sign(
+        key_list_document("alpha", 1, listed), type=DocumentType.KEYS, key=SigningKey(kid="alpha/root", seed=b"f" * 32)
+    )
+    outcome = honest.verify({layout.holder_file("alpha", layout.KEYS): forged.encode()})
+    caught(outcome, "keys", "holder alpha", "signature does not hold")
+
+
+@pytest.mark.parametrize("paper", [layout.STATUS, layout.PARTICIPATION, layout.CHECKPOINT, layout.KEYS])
+def test_papers_of_one_holder_do_not_pass_for_anothers(honest, paper):
+    outcome = honest.verify({layout.holder_file("alpha", paper): honest.files[layout.holder_file("beta", paper)]})
+    assert not outcome.passed
+    assert any("holder alpha" in problem.detail for problem in outcome.problems)
+
+
+@pytest.mark.parametrize("paper", ["plan.jws", "coordinator/keys.jws", "holders/alpha/status.jws", "claims.json"])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"a.b.c", b"\xff\xfe", b"{}", b"[" * 50_000])
+def test_garbage_in_place_of_a_paper_is_a_failed_check(honest, paper, content):
+    outcome = honest.verify({paper: content})
+    assert not outcome.passed
+
+
+def test_a_missing_file_is_caught_by_name(honest):
+    for name in honest.files:
+        if name != layout.MODEL and not name.endswith(("-1.jws", layout.STATUS, layout.PARTICIPATION)):
+            outcome = honest.verify({name: None})
+            assert any(name in problem.detail for problem in outcome.problems), name
+    for paper, what in ((layout.STATUS, "status"), (layout.PARTICIPATION, "participation")):
+        outcome = honest.verify({layout.holder_file("beta", paper): None})
+        caught(outcome, what, "holder beta", f"no valid {what} of it is here")
+    outcome = honest.verify({layout.policy_file("beta", "beta-terms", 1): None})
+    caught(outcome, "policies", "holder beta", "no valid policy of it is here")
+
+
+@pytest.mark.parametrize(
+    "name", ["readme.txt", "holders/alpha/extra.jws", "holders/alpha/policy-x/y.jws", "holders/alpha/policy-x-1.txt"]
+)
+def test_a_file_that_nobody_would_check_is_caught(honest, name):
+    caught(honest.verify({name: b""}), "manifest", name)
+
+
+def test_a_manifest_that_lists_other_files_or_is_not_the_coordinators_is_caught(honest):
+    world = honest.world
+    files = {**honest.files}
+    fewer = {name: data for name, data in files.items() if name != layout.MODEL}
+    outcome = world.verify({**world.seal(fewer), layout.MODEL: files[layout.MODEL]}, sealed=True)
+    caught(outcome, "manifest", layout.MODEL, "not listed")
+    outcome = world.verify(
+        {name: data for name, data in world.seal(files).items() if name != layout.MODEL}, sealed=True
+    )
+    caught(outcome, "manifest", layout.MODEL, "not in the bundle")
+    swapped = world.verify({**world.seal(files), layout.MODEL: b"other"}, sealed=True)
+    caught(swapped, "manifest", layout.MODEL, "not the file the coordinator listed")
+    foreign = world.verify(world.seal(files, coordinator="someone"), sealed=True)
+    caught(foreign, "manifest", "another coordinator's")
+    assert not world.verify(files, sealed=True).passed
+
+
+def test_another_runs_manifest_is_caught(honest):
+    world = honest.world
+    outcome = world.verify(world.seal(honest.files, run_id="run-9"), sealed=True)
+    caught(outcome, "course of the run", "run run-9 is recorded as started 0 times")
