@@ -12,12 +12,13 @@ from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers
+from ringfence_client.peers import takes_part
 from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.trust_memory import TrustMemory
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import Participation, Role, participation_document
+from ringfence_policy.documents import Role, participation_document
 from ringfence_policy.errors import TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog, PrivateDetails
 from ringfence_policy.facts import Cost, use_request
@@ -111,8 +112,9 @@ class HolderNode:
                 settlement=settlement,
                 rehearsal_seed=proposal.rehearsal_seed,
             )
-            shown.save(self.home)
+            # First the record: a crash in between leaves it twice, and never a use under a plan that nothing records.
             self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
+            shown.save(self.home)
         self._trust.save()
         return self._introduction(shown, papers, known_size=proposal.known_size)
 
@@ -276,7 +278,7 @@ class HolderNode:
             if planned is None or holder_id == self.holder_id:
                 continue
             peer = self._trust.store(f"peer/{holder_id}", PublicKey.from_jwk(planned.root))
-            if _takes_part(peer, papers, terms, holder_id, training_round=training_round, now_ms=self.clock()):
+            if takes_part(peer, papers, terms, holder_id, training_round=training_round, now_ms=self.clock()):
                 present.add(holder_id)
         self._trust.save()
         return len(present)
@@ -478,29 +480,3 @@ class HolderNode:
     def _simulated_officer(self, round_number: int) -> None:
         if self.home.profile.simulation.revoke_at_round == round_number:
             revoke(self.home, reason="the data officer withdrew the policy (simulated)", now_ms=self.clock())
-
-
-def _takes_part(
-    peer: TrustStore,
-    papers: PeerPapers,
-    terms: RunTerms,
-    holder_id: str,
-    *,
-    training_round: int | None,
-    now_ms: int,
-) -> bool:
-    try:
-        peer.accept_keys(papers.keys)
-        status = peer.accept_status(papers.status, now_ms)
-        document = peer.accept(papers.participation, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=now_ms)
-        participation = Participation.from_document(document)
-    except TrustRefused:
-        return False
-    return (
-        peer.owner == holder_id == participation.holder_id
-        and not status.revoked
-        and participation.run_id == terms.run_id
-        and participation.plan_digest == terms.plan.digest
-        and (training_round is None or participation.last_round >= training_round)
-        and participation.good_until_ms > now_ms
-    )
