@@ -1,0 +1,146 @@
+"""Who may import whom, and that what is imported is declared where it is needed."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+# What an import name is called in pyproject.toml, where that differs; and what comes inside another distribution.
+DISTRIBUTIONS = {"dp_accounting": "dp-accounting", "pydantic_core": "pydantic", "markupsafe": "jinja2"}
+EXTRA_OF = {"ringfence_policy": None, "ringfence_client": "client", "ringfence_server": "server"}
+
+
+@pytest.fixture(scope="module")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+def _declared(requirements):
+    return {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in requirements}
+
+
+def _run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_import_contracts_of_pyproject_hold(root):
+    result = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, (
+        f"{result.stdout}\nMove what both sides need into ringfence_policy; what only one needs stays with it."
+    )
+    assert " 0 broken" in result.stdout
+
+
+def test_the_contracts_name_all_three_packages_and_what_the_floor_must_not_carry(project):
+    contracts = {contract["type"]: contract for contract in project["tool"]["importlinter"]["contracts"]}
+    assert contracts["layers"]["layers"] == ["ringfence_server | ringfence_client", "ringfence_policy"]
+    assert {"flwr", "fastapi", "torch"} <= set(contracts["forbidden"]["forbidden_modules"])
+
+
+def test_every_third_party_import_is_declared_for_its_package(sources, project):
+    declared = _declared(project["project"]["dependencies"])
+    extras = {name: _declared(lines) for name, lines in project["project"]["optional-dependencies"].items()}
+    offences = []
+    for source in sources:
+        extra = EXTRA_OF[source.package]
+        known = declared | extras.get(extra, set())
+        for name, line in source.imports:
+            top = name.split(".")[0]
+            if not top or top in sys.stdlib_module_names or top in EXTRA_OF:
+                continue
+            if DISTRIBUTIONS.get(top, top) not in known:
+                where = f"the extra '{extra}'" if extra else "the base dependencies"
+                offences.append(f"{source.at(line)} imports {top}: declare it in {where} of pyproject.toml, or drop it")
+    assert not offences, "\n".join(offences)
+
+
+def test_every_declared_dependency_is_imported_by_something(sources, project):
+    imported = {
+        DISTRIBUTIONS.get(top, top) for source in sources for top in {n.split(".")[0] for n, _ in source.imports}
+    }
+    declared = _declared(project["project"]["dependencies"])
+    for extra in ("client", "server"):
+        declared |= _declared(project["project"]["optional-dependencies"][extra])
+    assert declared - imported == set(), "a dependency nobody imports is one more thing to audit: take it out"
+
+
+# Imports every module of a package while some distributions cannot be had, and says what was loaded.
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+forbidden = {forbidden!r}
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in forbidden:
+            raise ModuleNotFoundError(f"{{name}} is not installed here", name=name)
+sys.meta_path.insert(0, Wall())
+import {package}
+for found in pkgutil.walk_packages({package}.__path__, "{package}."):
+    importlib.import_module(found.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        (
+            "ringfence_policy",
+            ("ringfence_client", "ringfence_server", "flwr", "fastapi", "torch", "opacus", "polars", "jinja2"),
+        ),
+        ("ringfence_client", ("ringfence_server", "matplotlib")),
+        ("ringfence_server", ("ringfence_client", "torch", "opacus", "polars")),
+    ],
+)
+def test_a_package_imports_whole_without_what_only_the_others_need(package, forbidden):
+    result = _run(IMPORT_ALL.format(package=package, forbidden=forbidden))
+    assert result.returncode == 0, f"{package} must do without {', '.join(forbidden)}:\n{result.stderr[-2000:]}"
+
+
+def test_an_auditor_verifies_evidence_with_the_base_dependencies_alone(tmp_path):
+    """`pip install ringfence` without an extra: no Flower, no torch, and still every check runs."""
+    (tmp_path / "roots.json").write_text('{"coordinator": {"id": "nobody", "jwk": {}}, "holders": {}}')
+    (tmp_path / "evidence.zip").write_bytes(b"not a bundle")
+    forbidden = ("flwr", "torch", "opacus", "polars", "safetensors", "jinja2", "matplotlib", "ringfence_client")
+    wall = IMPORT_ALL.split("import {package}", maxsplit=1)[0].format(forbidden=forbidden)
+    arguments = [
+        "ringfence",
+        "evidence",
+        "verify",
+        str(tmp_path / "evidence.zip"),
+        "--root",
+        str(tmp_path / "roots.json"),
+    ]
+    result = _run(f"{wall}\nsys.argv = {[*arguments, '--json']!r}\nfrom ringfence_server.cli import main\nmain()")
+    assert "ModuleNotFoundError" not in result.stderr, result.stderr[-1500:]
+    assert json.loads(result.stdout)
+    assert result.returncode in (2, 3)
+
+
+@pytest.mark.parametrize("program", ["ringfence_server.cli", "ringfence_client.cli"])
+def test_help_loads_no_engine_no_flower_no_torch_no_pydantic(program):
+    """A person who asks what a command does gets the answer at once, also on a slow laptop."""
+    forbidden = ("flwr", "torch", "opacus", "pydantic", "cedarpy", "polars", "numpy", "dp_accounting", "matplotlib")
+    wall = IMPORT_ALL.split("import {package}", maxsplit=1)[0].format(forbidden=forbidden)
+    result = _run(f"{wall}\nsys.argv = ['program', '--help']\nfrom {program} import main\nmain()")
+    assert result.returncode == 0, (
+        f"{result.stderr[-1500:]}\nImport inside the command that needs it; the module docstring of cli.py says why."
+    )
+    assert "Usage" in result.stdout
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("program", ["ringfence_server.cli", "ringfence_client.cli"])
+def test_a_crash_shows_no_variables(program):
+    """Typer's traceback prints what is in scope by default: at a data holder that may be keys or records."""
+    app = importlib.import_module(program).app
+    assert app.pretty_exceptions_show_locals is False, f"set pretty_exceptions_show_locals=False on app in {program}"
