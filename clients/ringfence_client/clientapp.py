@@ -6,6 +6,7 @@ keeps many holders in one process. Both take the same three steps for every mess
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache
 from logging import getLogger
@@ -129,9 +130,13 @@ def _first_step(message: Message, context: Context) -> Prepared | Message:
     try:
         return app(message, context) if _is_query(message) else _prepare(message, context)
     except Exception as error:  # noqa: BLE001 -- one holder's fault must not silence the others
-        # Where it failed, and not what was said: the text of an exception might hold a holder's data.
-        _log.error("a holder's node failed with %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
-        return Message(Error(code=FAULT_CODE, reason=f"the node failed: {type(error).__name__}"), reply_to=message)
+        return _fail(message, error)
+
+
+def _fail(message: Message, error: Exception) -> Message:
+    # Where it failed, and not what was said: the text of an exception might hold a holder's data.
+    _log.error("a holder's node failed with %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
+    return Message(Error(code=FAULT_CODE, reason=f"the node failed: {type(error).__name__}"), reply_to=message)
 
 
 def _prepare(message: Message, context: Context) -> Prepared | Message:
@@ -148,12 +153,16 @@ def _prepare(message: Message, context: Context) -> Prepared | Message:
 
 def _finish(message: Message, prepared: Prepared, result: Result | RingfenceError | None) -> Message:
     if isinstance(result, RingfenceError):
-        abandon(prepared, reason=result.code)
+        _give_back(prepared, reason=result.code)
         return Message(Error(code=FAULT_CODE, reason=result.summary), reply_to=message)
     try:
         answer = finish(prepared, result)
     except RingfenceError as error:
+        _give_back(prepared, reason=error.code)
         return _refuse(message, _denial(error))
+    except Exception as error:  # noqa: BLE001 -- as in _first_step: a full disk here is this holder's fault alone
+        _give_back(prepared, reason=type(error).__name__)
+        return _fail(message, error)
     if isinstance(answer, Decision):
         return _refuse(message, answer)
     content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: answer.body.to_bytes()})})
@@ -162,6 +171,12 @@ def _finish(message: Message, prepared: Prepared, result: Result | RingfenceErro
     if prepared.request.action is Action.TRAIN:
         content[ARRAYS_RECORD] = ArrayRecord({name: Array(array) for name, array in answer.arrays.items()})
     return Message(content, reply_to=message)
+
+
+def _give_back(prepared: Prepared, *, reason: str) -> None:
+    # The ledger refuses to give back what may have left, and may be what failed; then the next start settles it.
+    with suppress(RingfenceError):
+        abandon(prepared, reason=reason)
 
 
 def _converse(

@@ -10,9 +10,10 @@ from typing import Any
 
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
-from ringfence_client.officer import revoke, root_of
+from ringfence_client.officer import agreed_schema, revoke, root_of
 from ringfence_client.papers import Papers, read_papers
 from ringfence_client.peers import takes_part
+from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.trust_memory import TrustMemory
 from ringfence_policy.accounting import epsilon_micro
@@ -74,15 +75,30 @@ class HolderNode:
         self._gates: dict[str, PolicyGate] = {}
         self._data: dict[str, HolderData] = {}
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
+        self._presence = Presence(home)
+        if self._presence.is_alone:
+            settle_open_holds(self.database, self.ledger, self.append)
+            self._presence.share()
 
     def close(self) -> None:
         """Close the ledger."""
         self.database.close()
+        self._presence.close()
 
     # --- what the coordinator asks -----------------------------------------------------------------------------------
 
     def propose(self, proposal: Proposal) -> Introduction | Decision:
-        """Be shown a plan: check it, settle its noise, keep it. From now on no other plan is this run's."""
+        """Be shown a plan: check it, settle its noise, keep it. From now on no other plan is this run's.
+
+        The plan's names (who asks, what for, which columns, which schema) are decided before any record is read.
+        """
+        answer = self._judge_proposal(proposal)
+        if isinstance(answer, Decision):
+            self.record_refusal(answer, run_id=proposal.run_id, round_number=0, action=Action.TRAIN)
+        self._trust.save()
+        return answer
+
+    def _judge_proposal(self, proposal: Proposal) -> Introduction | Decision:
         point = Point.BEFORE_TRAINING
         papers = self.papers(point=point)
         if isinstance(papers, Decision):
@@ -95,28 +111,51 @@ class HolderNode:
         problem = self._wrong_with(plan, shown, proposal)
         if problem is not None:
             return Decision.deny("plan", limit=problem, point=point, policy=papers.policy.reference)
-        self._register(plan, papers.policy, proposal.run_id)
         if shown is None:
-            dataset_id = papers.policy.dataset_id
-            settlement = settle(
-                plan=plan.terms,
-                policy=papers.policy,
-                dataset=self.home.profile.dataset,
-                policy_history=self.ledger.history(dataset_id, policy_id=papers.policy.policy_id),
-                dataset_history=self.ledger.history(dataset_id),
-            )
-            shown = RunTerms(
-                run_id=proposal.run_id,
-                plan_token=proposal.plan,
-                plan=plan,
-                settlement=settlement,
-                rehearsal_seed=proposal.rehearsal_seed,
-            )
-            # First the record: a crash in between leaves it twice, and never a use under a plan that nothing records.
-            self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
-            shown.save(self.home)
-        self._trust.save()
+            decision = self._judge_names(plan, papers)
+            if not decision.permitted:
+                return decision
+        try:
+            self._register(plan, papers.policy, proposal.run_id)
+        except DataInvalid:
+            # Which record does not fit, or how many, is for the data officer: `ringfence-node schema DIR` says it.
+            return Decision.deny("data", point=point, policy=papers.policy.reference)
+        if shown is None:
+            shown = self._settle(proposal, plan, papers.policy)
         return self._introduction(shown, papers, known_size=proposal.known_size)
+
+    def _judge_names(self, plan: TrainingPlan, papers: Papers) -> Decision:
+        facts = use_request(
+            plan,
+            papers.policy,
+            action=Action.TRAIN,
+            now_ms=self.clock(),
+            cohort_size=len(plan.holders),
+            cost=Cost(),
+            revoked=papers.revocation is not None,
+            status_fresh=papers.status is not None,
+        )
+        # What a round costs and how many records there are is judged again, with the figures, before each round.
+        return self._gate(papers.policy).redecide(facts, point=Point.BEFORE_TRAINING)
+
+    def _settle(self, proposal: Proposal, plan: TrainingPlan, policy: UsagePolicy) -> RunTerms:
+        settlement = settle(
+            plan=plan.terms,
+            policy=policy,
+            dataset=self.home.profile.dataset,
+            policy_history=self.ledger.history(policy.dataset_id, policy_id=policy.policy_id),
+            dataset_history=self.ledger.history(policy.dataset_id),
+        )
+        shown = RunTerms(
+            run_id=proposal.run_id,
+            plan_token=proposal.plan,
+            plan=plan,
+            settlement=settlement,
+            rehearsal_seed=proposal.rehearsal_seed,
+        )
+        shown.save(self.home)
+        self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
+        return shown
 
     def answer(self, offer: Offer) -> Introduction | Decision:
         """Show fresh papers before a round."""
@@ -251,10 +290,13 @@ class HolderNode:
             revoked=papers.revocation is not None,
             status_fresh=papers.status is not None,
         )
+        return self._gate(policy).decide(facts, point=point), facts
+
+    def _gate(self, policy: UsagePolicy) -> PolicyGate:
         gate = self._gates.get(policy.digest)
         if gate is None:
             gate = self._gates[policy.digest] = PolicyGate(policy)
-        return gate.decide(facts, point=point), facts
+        return gate
 
     def cost(self, policy: UsagePolicy, mechanism: DpMechanism | None) -> Cost:
         """What one more use would cost under the policy, from the ledger."""
@@ -385,6 +427,7 @@ class HolderNode:
             "a plan whose root keys have the thumbprints it says": roots == {True},
             "a seed exactly when the plan is a rehearsal": plan.rehearsal == (proposal.rehearsal_seed is not None),
             "the plan that this run was shown with": shown is None or shown.plan.digest == plan.digest,
+            "a plan with the schema that this holder agreed to": plan.dataset_schema.digest == agreed_schema(self.home),
         }
         return next((expected for expected, holds in expectations.items() if not holds), None)
 
@@ -410,15 +453,7 @@ class HolderNode:
                 max_rounds=policy.max_rounds,
             )
             # A proposal starts or resumes a run, so nothing of it is alive here: what was only reserved never left.
-            for hold in self.ledger.recover(run_id=run_id):
-                if hold.state is HoldState.RELEASED:
-                    self.append(
-                        "hold-released",
-                        run_id=run_id,
-                        round_number=hold.round_number,
-                        hold_id=hold.hold_id,
-                        reason="the run was interrupted before anything was sent",
-                    )
+            settle_open_holds(self.database, self.ledger, self.append, run_id=run_id)
 
     def _introduction(self, terms: RunTerms, papers: Papers, *, known_size: int) -> Introduction:
         policy, settlement = papers.policy, terms.settlement

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import load, save
 
 from ringfence_client.home import HolderHome
+from ringfence_policy import canonical
 from ringfence_policy.durable import write_durably
 from ringfence_policy.facts import Cost
 from ringfence_policy.ledger import HoldState, PrivacyLedger
@@ -73,7 +74,10 @@ def load_reply(home: HolderHome, ledger: PrivacyLedger, request: UseRequest) -> 
         return None
     if description["base_model_digest"] != request.base_model_digest:
         return None
+    data = (place / f"{_name(request)}.safetensors").read_bytes()
     rows = description["histogram"]
+    if rows is None and canonical.digest_bytes(data) != description["digest"]:
+        return None  # a crash left the arrays of a later attempt beside the description of an earlier one
     return StoredReply(
         hold_id=description["hold_id"],
         digest=description["digest"],
@@ -81,7 +85,7 @@ def load_reply(home: HolderHome, ledger: PrivacyLedger, request: UseRequest) -> 
         noise_source=description["noise_source"],
         histogram=None if rows is None else (tuple(rows[0]), tuple(rows[1])),
         cost=Cost(**description["cost"]),
-        arrays=load((place / f"{_name(request)}.safetensors").read_bytes()),
+        arrays=load(data),
     )
 
 

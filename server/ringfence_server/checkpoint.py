@@ -4,6 +4,8 @@ runs/<run id>/run.json                      what the run is: plan as signed, see
 runs/<run id>/models/round-0000.safetensors every committed model, 0000 being the one it started from
 runs/<run id>/strategy.safetensors          arrays that the strategy keeps between rounds (momentum)
 runs/<run id>/checkpoint.json               the last committed round; replaced in one step, so it is true or older
+runs/<run id>/trained.json                  what happened in all rounds; from here on nothing is trained again
+runs/<run id>/measured.json                 how the final model did; from here on nothing is measured again
 """
 
 import json
@@ -18,6 +20,7 @@ from flwr.serverapp.strategy import Strategy
 from safetensors.numpy import load, save
 
 from ringfence_policy.durable import write_durably
+from ringfence_policy.score_histogram import Rows
 from ringfence_server.outcome import RoundOutcome
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -77,6 +80,28 @@ class Checkpoints:
         """The numbers of the committed rounds, in order."""
         last = self.last()
         return [] if last is None else list(last["committed"])
+
+    def save_trained(self, outcomes: list[RoundOutcome]) -> None:
+        """Make the end of training durable: what is averaged, measured and released is settled from here on."""
+        document = [outcome.to_document() for outcome in outcomes]
+        write_durably(self.directory / "trained.json", json.dumps(document).encode())
+
+    def trained(self) -> list[RoundOutcome] | None:
+        """What happened in all rounds, or None before training ended."""
+        path = self.directory / "trained.json"
+        return [RoundOutcome.from_document(one) for one in json.loads(path.read_text())] if path.exists() else None
+
+    def save_measured(self, measured: Mapping[str, Rows]) -> None:
+        """Make the final measure durable: a private one is paid for once."""
+        document = {holder: [list(row) for row in rows] for holder, rows in measured.items()}
+        write_durably(self.directory / "measured.json", json.dumps(document).encode())
+
+    def measured(self) -> dict[str, Rows] | None:
+        """The final measure by holder, or None before the model was measured."""
+        path = self.directory / "measured.json"
+        if not path.exists():
+            return None
+        return {holder: (rows[0], rows[1]) for holder, rows in json.loads(path.read_text()).items()}
 
     def model(self, round_number: int) -> dict[str, npt.NDArray[np.float32]]:
         """A committed model."""

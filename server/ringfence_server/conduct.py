@@ -138,8 +138,7 @@ class _Conductor:
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def _open_log(self) -> None:
-        last = self.checkpoints.last()
-        if last is None and self.run.attempt == 1:
+        if not self._is_logged("run-started"):
             initial = self._initial_model()
             self.checkpoints.save_model(0, initial)
             self.coordinator.append(
@@ -150,18 +149,25 @@ class _Conductor:
                 model_digest=model_digest(initial),
             )
             return
+        last = self.checkpoints.last()
         if last is not None:
             self.governor.outcomes = [RoundOutcome.from_document(one) for one in last["outcomes"]]
-            if not self._is_logged(last["round"]):
+            if not self._is_logged("round-committed", last["round"]):
                 self._log_committed(last["round"], last["record"])
         self.coordinator.append("resumed", run_id=self.run.run_id, from_round=self._next_round())
 
     def _train(self) -> None:
+        earlier = self.checkpoints.trained()
+        if earlier is not None:
+            self.governor.outcomes = earlier
+            return
         first = self._next_round()
         remaining = self.plan.terms.training.rounds - first + 1
         self.checkpoints.restore_strategy(self.strategy.inner)
         arrays = self.checkpoints.model(first - 1) if first == 1 else self._last_model()
         self.strategy.start(grid=self.grid, initial_arrays=to_record(arrays), num_rounds=remaining)
+        if self.checkpoints.committed_rounds():
+            self.checkpoints.save_trained(self.governor.outcomes)
 
     def _commit(self, round_number: int, arrays: ArrayRecord, record: dict[str, object]) -> None:
         # Invariant: the checkpoint is the truth. A crash between the two lines is mended when the run is resumed.
@@ -177,16 +183,14 @@ class _Conductor:
     def _log_committed(self, round_number: int, record: Mapping[str, Any]) -> None:
         self.coordinator.append("round-committed", run_id=self.run.run_id, round_number=round_number, **record)
 
-    def _is_logged(self, round_number: int) -> bool:
-        return any(
-            entry["kind"] == "round-committed" and entry["run"] == self.run.run_id and entry["round"] == round_number
-            for entry in self.coordinator.log.records()
-        )
+    def _is_logged(self, kind: str, round_number: int = 0) -> bool:
+        wanted = (kind, self.run.run_id, round_number)
+        return any((one["kind"], one["run"], one["round"]) == wanted for one in self.coordinator.log.records())
 
     def _averaged_model(self) -> Arrays:
         rounds = self.checkpoints.last_rounds(float(self.plan.terms.training.average_last))
         model = self.checkpoints.average(rounds)
-        if len(rounds) > 1:
+        if len(rounds) > 1 and not self._is_logged("model-averaged"):
             self.coordinator.append(
                 "model-averaged", run_id=self.run.run_id, model_digest=model_digest(model), rounds=rounds
             )
@@ -194,10 +198,17 @@ class _Conductor:
 
     def _evaluate(self, model: Arrays) -> dict[str, Rows]:
         self.report("evaluating", {})
-        return self.strategy.evaluate_finally(self.grid, to_record(model), self.plan.terms.training.rounds)
+        earlier = self.checkpoints.measured()
+        if earlier is not None:
+            return earlier
+        measured = self.strategy.evaluate_finally(self.grid, to_record(model), self.plan.terms.training.rounds)
+        self.checkpoints.save_measured(measured)
+        return measured
 
     def _release(self, model: Arrays, rounds: int) -> dict[str, Decision] | None:
         """Ask every holder whose updates are in the model; None when it may be released, else who refused and why."""
+        if self._is_logged("model-released"):
+            return None
         contributors = {holder for outcome in self.governor.outcomes if outcome.committed for holder in outcome.cohort}
         digest = model_digest(model)
         questions = {

@@ -1,0 +1,71 @@
+"""What a crash left open at a holder, settled when it is certain that nobody is still at work on it.
+
+A reservation whose process died would block its budget for ever, and one whose process lives must not be touched. So
+every open node holds a lock on one file of the holder's state, which the system drops with the process, however it ends.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable
+
+from ringfence_client.home import HolderHome
+from ringfence_policy.database import Database
+from ringfence_policy.ledger import HoldState, PrivacyLedger
+
+_INTERRUPTED = "the run was interrupted before anything was sent"
+
+
+class Presence:
+    """That this process has the holder's node open, for every other process to see.
+
+    Args:
+        home: The holder's directory.
+
+    Attributes:
+        is_alone: Whether no other node of this holder was open anywhere when this one was opened.
+    """
+
+    def __init__(self, home: HolderHome) -> None:
+        self._descriptor = os.open(home.state / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.is_alone = True
+        except BlockingIOError:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+            self.is_alone = False
+
+    def share(self) -> None:
+        """Let other nodes of this holder open."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """End the presence. Safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def settle_open_holds(
+    database: Database, ledger: PrivacyLedger, append: Callable[..., int], *, run_id: str | None = None
+) -> None:
+    """Release what was only reserved and commit what may have left, with a record of each release.
+
+    Args:
+        database: The holder's database.
+        ledger: The ledger in it.
+        append: Adds a record to the evidence log in it.
+        run_id: The run that nobody is at work on; None for every run.
+
+    Raises:
+        LedgerFault: It cannot be recorded.
+    """
+    with database.transaction():
+        for hold in ledger.recover(run_id=run_id):
+            if hold.state is HoldState.RELEASED:
+                append(
+                    "hold-released",
+                    run_id=hold.run_id,
+                    round_number=hold.round_number,
+                    hold_id=hold.hold_id,
+                    reason=_INTERRUPTED,
+                )
