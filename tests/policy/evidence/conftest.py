@@ -6,6 +6,7 @@ A party can be made to lie through `at_append`: its log then holds, properly sig
 import dataclasses
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -39,94 +40,7 @@ from ringfence_policy.vocabulary import Action, Evaluation, Relation, Unit
 START_MS = int(datetime(2026, 11, 21, 9, tzinfo=UTC).timestamp() * 1000)
 DELTA_PICO = 10**8
 WEIGHTS = {"alpha": 300, "beta": 250, "gamma": 120}
-
-PLAN = """
-plan_id = "heart-1"
-title = "A small plan"
-coordinator = "consortium"
-purpose = "heart-disease-research"
-task = "risk"
-
-[model]
-kind = "logistic-regression"
-
-[training]
-rounds = 3
-steps = 1
-sampling_rate = "1"
-learning_rate = "4"
-clipping_norm = "0.5"
-
-[privacy]
-noise_multiplier_max = "40"
-
-[cohort]
-region = "EU"
-
-[evaluation]
-mode = "exact"
-
-[release]
-to = "participants"
-tier = "medium"
-retention_days = 1
-"""
-
-SCHEMA = """
-title = "Two columns"
-
-[label]
-column = "num"
-description = "disease"
-positive_above = "0"
-
-[[columns]]
-name = "age"
-kind = "number"
-description = "Age in years"
-low = "30"
-high = "80"
-"""
-
-POLICY = """
-[policy]
-id = "{holder}-terms"
-version = {version}
-holder = "{holder}"
-dataset = "{holder}-data"
-
-[people]
-who = ["consortium"]
-
-[projects]
-purposes = ["health-research"]
-tasks = ["risk"]
-not_before = 2026-01-01T00:00:00Z
-not_after = 2027-01-01T00:00:00Z
-max_rounds = {max_rounds}
-
-[settings]
-regions = ["EU"]
-min_holders = 2
-secure_aggregation = "not-required"
-
-[data]
-columns = "*"
-min_records = 50
-rehearsal = "{rehearsal}"
-
-[privacy]
-unit = "record"
-epsilon = "{epsilon}"
-delta = "1e-4"
-evaluation = "{evaluation}"
-
-[outputs]
-retention_days = 30
-release_to = "participants"
-release_tier = "medium"
-on_revoke = "stop-now"
-"""
+TEXT = {path.stem: path.read_text() for path in (Path(__file__).parent / "consortium").glob("*.toml")}
 
 
 def digest_of(*parts):
@@ -286,7 +200,7 @@ class World:
                 self,
                 name,
                 parse_policy(
-                    POLICY.format(
+                    TEXT["policy"].format(
                         holder=name, version=1, max_rounds=2 if name == "gamma" else 20, epsilon="2.0",
                         evaluation="exact" if name == "alpha" else "private",
                         rehearsal="allowed" if rehearsal else "forbidden",
@@ -298,8 +212,8 @@ class World:
         for holder in self.holders.values():
             holder.noise_source = noise_source
         self.plan = TrainingPlan(
-            terms=parse_toml(PLAN, PlanFile, source="plan.toml"),
-            dataset_schema=parse_toml(SCHEMA, DatasetSchema, source="schema.toml"),
+            terms=parse_toml(TEXT["plan"], PlanFile, source="plan.toml"),
+            dataset_schema=parse_toml(TEXT["schema"], DatasetSchema, source="schema.toml"),
             holders={
                 name: PlanHolder(
                     weight=WEIGHTS[name], root_thumbprint=one.root.public().thumbprint, root=one.root.public().jwk
