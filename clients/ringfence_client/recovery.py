@@ -1,7 +1,7 @@
 """What a crash left open at a holder, settled when it is certain that nobody is still at work on it.
 
 A reservation whose process died would block its budget for ever, and one whose process lives must not be touched. So
-every open node holds a lock on one file of the holder's state, which the system drops with the process, however it ends.
+every open node holds a lock on one file of the holder's state, which the system drops with the process however it ends.
 """
 
 import fcntl

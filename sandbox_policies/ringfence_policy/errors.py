@@ -4,7 +4,8 @@
     ├── UsageError              exit 2   something a person wrote is wrong, and the message says how to mend it
     │   ├── DocumentInvalid              a policy, plan, schema or holder file
     │   ├── DataInvalid                  a holder's data does not fit the declared schema
-    │   └── ScenarioInvalid              a scenario directory is incomplete
+    │   ├── ScenarioInvalid              a scenario directory is incomplete
+    │   └── ScenarioBusy                 another run is going on in the directory
     ├── Refused                 exit 3   an answer, not a fault
     │   ├── TrustRefused                 a signature, key, type, sequence number or digest does not hold
     │   ├── BudgetExhausted              a privacy or round budget does not allow this use
@@ -93,6 +94,13 @@ class ScenarioInvalid(UsageError):
     """A scenario directory is incomplete or contradicts itself."""
 
     code = "scenario-invalid"
+
+
+class ScenarioBusy(UsageError):
+    """Another run is going on in the scenario directory."""
+
+    code = "scenario-busy"
+    http_status = 409
 
 
 class Refused(RingfenceError):

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,14 @@ from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import RunFailed, UsageError
 from ringfence_server.events import follow
 from ringfence_server.forecast import forecast, forecast_document
+from ringfence_server.occupation import name_occupant, occupied
 from ringfence_server.progress import Progress
 from ringfence_server.run_file import RunFile, start_run, unfinished_run
 from ringfence_server.scenario import bundled_scenario, copy_scenario, load_scenario
 
 _DEMO_MARK = "ringfence-demo.json"
+_WORKER_LOG = "worker.log"
+_GRACE_SECONDS = 10
 
 
 def demonstrate(name: str, *, out: Path, seed: int | None, as_json: bool) -> int:
@@ -36,46 +42,91 @@ def run_directory(
 ) -> int:
     """Run a scenario directory in a process of its own and follow it. Returns the exit code."""
     if resume:
-        run = unfinished_run(directory).next_attempt()
-        run.save()
-    else:
-        scenario = load_scenario(directory, plan=plan)
-        plans = [scenario.plan, *scenario.other_plans().values()] if plan is None else [scenario.plan]
-        previews = [forecast_document(one, forecast(scenario, one)) for one in plans]
+        unfinished_run(directory)
+        with occupied(directory) as lock:
+            run = unfinished_run(directory).next_attempt()
+            run.save()
+            return _follow(run, lock, as_json=as_json)
+    scenario = load_scenario(directory, plan=plan)
+    plans = [scenario.plan, *scenario.other_plans().values()] if plan is None else [scenario.plan]
+    previews = [forecast_document(one, forecast(scenario, one)) for one in plans]
+    with occupied(directory) as lock:
         run = start_run(scenario, out=out, seed=seed)
         write_durably(Path(run.directory) / "preview.json", json.dumps(previews).encode())
-    return _follow(run, as_json=as_json)
+        return _follow(run, lock, as_json=as_json)
 
 
-def _follow(run: RunFile, *, as_json: bool) -> int:
+def _follow(run: RunFile, lock: int, *, as_json: bool) -> int:
     events = Path(run.directory) / "events.jsonl"
     start = events.stat().st_size if events.exists() else 0
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
-    worker = subprocess.Popen(  # noqa: S603 -- our own module, with a path we made
-        [sys.executable, "-m", "ringfence_server.worker", run.directory], stdin=subprocess.DEVNULL, env=environment
-    )
     failure: dict[str, Any] | None = None
-    try:
-        with Progress(run, quiet=as_json) as progress:
-            for event in follow(events, is_over=lambda: worker.poll() is not None, start=start):
-                progress.show(event)
-                if event["event"] == "run-failed":
-                    failure = event
-    except KeyboardInterrupt:
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(timeout=30)
-        raise
-    code = worker.wait()
+    with _worker(run, lock) as worker, Progress(run, quiet=as_json) as progress:
+        for event in follow(events, is_over=lambda: worker.poll() is not None, start=start):
+            progress.show(event)
+            if event["event"] == "run-failed":
+                failure = event
+        code = worker.wait()
     if failure is not None:
         return _say_failure(failure["error"], code, as_json=as_json)
     if code != 0:
         raise RunFailed(
             "the run's process was ended",
             got=f"signal {-code}" if code < 0 else f"exit code {code}",
-            where=run.directory,
+            where=str(Path(run.directory) / _WORKER_LOG),
             next_step=f"what was committed is kept: ringfence run --resume {run.root}",
         )
     return _say_result(Path(run.out), as_json=as_json)
+
+
+@contextmanager
+def _worker(run: RunFile, lock: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The run's own process. It ends when this one is interrupted, and goes on when this one is killed."""
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
+    with (Path(run.directory) / _WORKER_LOG).open("ab") as log:
+        worker = subprocess.Popen(  # noqa: S603 -- our own module, with a path we made
+            [sys.executable, "-m", "ringfence_server.worker", run.directory],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=(lock,),
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other in its own way
+        )
+    name_occupant(lock, worker.pid)
+    try:
+        with _termination_interrupts():
+            yield worker
+    except KeyboardInterrupt:
+        raise RunFailed(
+            "the run was interrupted",
+            where=run.directory,
+            next_step=f"what was committed is kept: ringfence run --resume {run.root}",
+        ) from None
+    finally:
+        _end(worker)
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, so that whoever stops this process stops the run with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    if worker.poll() is None:
+        worker.terminate()
+        try:
+            worker.wait(timeout=_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
 
 
 def _say_failure(error: dict[str, Any], code: int, *, as_json: bool) -> int:

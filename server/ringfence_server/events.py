@@ -17,7 +17,10 @@ class EventFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        broken = path.exists() and not path.read_bytes().endswith(b"\n")
         self._file: TextIO = path.open("a", buffering=1)
+        if broken:  # a writer was killed in the middle of a line: end it, and readers pass over it
+            self._file.write("\n")
 
     def __call__(self, name: str, members: Mapping[str, object]) -> None:
         """Write one event."""
@@ -36,7 +39,11 @@ def follow(path: Path, *, is_over: Callable[[], bool], start: int = 0) -> Iterat
                 position = file.tell()
             *lines, rest = (rest + text).split("\n")
             for line in lines:
-                yield json.loads(line)
+                try:
+                    event = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                yield event
         if over:
             return
         time.sleep(0.05)
