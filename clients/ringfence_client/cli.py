@@ -62,6 +62,21 @@ def sign(directory: Directory, *, as_json: AsJson = False) -> None:
 
 @app.command()
 @answering
+def schema(directory: Directory, *, as_json: AsJson = False) -> None:
+    """Check the data of DIR against the schema as it stands, and agree to it: no other schema is read data by."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import agree_to_schema  # noqa: PLC0415
+
+    home = HolderHome(directory)
+    agreed = agree_to_schema(home)
+    if as_json:
+        typer.echo(json.dumps({"schema": agreed.digest, "columns": list(agreed.column_names())}))
+    else:
+        typer.echo(f"The data fits {home.schema_file}, and plans with this schema may read it: {agreed.digest}")
+
+
+@app.command()
+@answering
 def status(directory: Directory, *, as_json: AsJson = False) -> None:
     """Show whether the policy of DIR stands or is revoked."""
     from ringfence_client.home import HolderHome  # noqa: PLC0415

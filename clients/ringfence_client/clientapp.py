@@ -21,12 +21,13 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from ringfence_client import enforcement
-from ringfence_client.enforcement import Prepared, abandon, finish
+from ringfence_client.enforcement import Prepared, abandon, charge_failure, finish
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
+from ringfence_client.papers import denial_of
 from ringfence_client.use import Result, use_together
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.errors import RingfenceError, TrustRefused
+from ringfence_policy.errors import Fault, LedgerFault, RingfenceError, TrustRefused
 from ringfence_policy.identity import PublicKey
 from ringfence_policy.protocol import (
     ARRAYS_RECORD,
@@ -147,19 +148,19 @@ def _prepare(message: Message, context: Context) -> Prepared | Message:
             raise TrustRefused("a message says one action and its body another")
         step = enforcement.prepare(node, request, _arrays(message))
     except RingfenceError as error:
-        return _refuse(message, _denial(error))
+        return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
     return _refuse(message, step) if isinstance(step, Decision) else step
 
 
-def _finish(message: Message, prepared: Prepared, result: Result | RingfenceError | None) -> Message:
-    if isinstance(result, RingfenceError):
-        _give_back(prepared, reason=result.code)
-        return Message(Error(code=FAULT_CODE, reason=result.summary), reply_to=message)
+def _finish(message: Message, prepared: Prepared, result: Result | Fault | None) -> Message:
     try:
+        if isinstance(result, Fault):
+            charge_failure(prepared)
+            return Message(Error(code=FAULT_CODE, reason=result.summary), reply_to=message)
         answer = finish(prepared, result)
     except RingfenceError as error:
         _give_back(prepared, reason=error.code)
-        return _refuse(message, _denial(error))
+        return _refuse(message, denial_of(error, point=Point.BEFORE_UPLOAD))
     except Exception as error:  # noqa: BLE001 -- as in _first_step: a full disk here is this holder's fault alone
         _give_back(prepared, reason=type(error).__name__)
         return _fail(message, error)
@@ -183,16 +184,31 @@ def _converse(
     message: Message, context: Context, expected: type[B], answer: Callable[[HolderNode, B], Body | Decision]
 ) -> Message:
     try:
-        said = answer(_node(context), _body(message, expected))
+        said = _answer(_node(context), _body(message, expected), answer)
     except RingfenceError as error:
-        said = _denial(error)
+        return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
     if isinstance(said, Decision):
         return _refuse(message, said)
     return Message(RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: said.to_bytes()})}), reply_to=message)
 
 
-def _denial(error: RingfenceError) -> Decision:
-    return Decision.deny(error.code, error.summary, point=Point.BEFORE_TRAINING)
+def _answer(node: HolderNode, body: B, answer: Callable[[HolderNode, B], Body | Decision]) -> Body | Decision:
+    """Answer, and keep a refusal in the holder's own log."""
+    is_last = isinstance(body, ReleaseRequest | EvidenceRequest)
+    try:
+        said = answer(node, body)
+    except LedgerFault:
+        raise  # a refusal could not be recorded either
+    except RingfenceError as error:
+        said = denial_of(error, point=Point.RELEASE if is_last else Point.BEFORE_TRAINING)
+    if isinstance(said, Decision):
+        node.record_refusal(
+            said,
+            run_id=str(getattr(body, "run_id", "")),
+            round_number=getattr(body, "round_number", 0),
+            action=Action.RELEASE if is_last else Action.TRAIN,
+        )
+    return said
 
 
 def _refuse(message: Message, decision: Decision) -> Message:

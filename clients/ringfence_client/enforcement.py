@@ -4,22 +4,25 @@ Whether one holder is asked or a thousand at once, each passes through these ste
 the decision and the reservation are on disk before data is used, and an update counts as spent before it leaves.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from ringfence_client.models import build_module, write_arrays
 from ringfence_client.node import HolderNode
 from ringfence_client.outbox import StoredReply, load_reply, store_reply
-from ringfence_client.papers import Papers
+from ringfence_client.papers import Papers, denial_of
 from ringfence_client.run_terms import RunTerms
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate
 from ringfence_policy import canonical
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.errors import BudgetExhausted, Refused
+from ringfence_policy.errors import BudgetExhausted, LedgerFault, RingfenceError
 from ringfence_policy.facts import Cost
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.protocol import UseReply, UseRequest
@@ -27,6 +30,9 @@ from ringfence_policy.vocabulary import Action, Evaluation
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Histogram = tuple[tuple[int, ...], tuple[int, ...]]
+
+# What a use leaves whose result never came to be.
+FAILED_DIGEST = canonical.digest("failed after data was opened")
 
 
 @dataclass(frozen=True)
@@ -75,15 +81,21 @@ def model_digest(arrays: Arrays) -> str:
 
 
 def prepare(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared | Decision:
-    """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point)."""
+    """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
+
+    Raises:
+        LedgerFault: Nothing can be recorded here, so nothing is used.
+    """
     try:
         use = _judge_request(node, request, arrays)
-    except Refused as error:
-        use = Decision.deny(error.code, error.summary, point=Point.BEFORE_TRAINING)
-    if isinstance(use, Decision):
-        node.record_refusal(use, run_id=request.run_id, round_number=request.round_number, action=request.action)
-        return use
-    return use if use.stored is not None else _reserve(use)
+        if isinstance(use, Prepared):
+            return use if use.stored is not None else _reserve(use)
+    except LedgerFault:
+        raise  # a refusal could not be recorded either
+    except RingfenceError as error:
+        use = denial_of(error, point=Point.BEFORE_TRAINING)
+    node.record_refusal(use, run_id=request.run_id, round_number=request.round_number, action=request.action)
+    return use
 
 
 def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared | Decision:
@@ -100,6 +112,8 @@ def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Pre
     refusal = _cannot_start(terms, request, arrays)
     if refusal is not None:
         return refusal
+    # Whatever can be wrong with the model is found before data is opened; a fault after that is charged.
+    write_arrays(build_module(model_spec(terms), terms.plan.dataset_schema.feature_count), arrays)
     training = request.action is Action.TRAIN
     mechanism = terms.settlement.training if training else terms.settlement.evaluation
     stored = load_reply(node.home, node.ledger, request)
@@ -167,6 +181,48 @@ def finish(prepared: Prepared, result: TrainedUpdate | Measured | None) -> Answe
     return _answer(prepared, reply)
 
 
+def charge_failure(prepared: Prepared) -> None:
+    """Count a use as sent although it failed after data was opened: that it failed may say something about a record."""
+    node = prepared.node
+    papers = node.papers(point=Point.BEFORE_UPLOAD)
+    if isinstance(papers, Decision):
+        abandon(prepared, reason=", ".join(papers.clauses))
+        return
+    decision, facts = node.decide(
+        prepared.terms,
+        papers,
+        action=prepared.request.action,
+        point=Point.BEFORE_UPLOAD,
+        cohort_size=prepared.cohort_size,
+        mechanism=prepared.mechanism,
+        cost=prepared.cost,
+    )
+    seeded = prepared.terms.plan.rehearsal
+    nothing = StoredReply(
+        hold_id=prepared.hold_id,
+        digest=FAILED_DIGEST,
+        base_model_digest=prepared.request.base_model_digest,
+        noise_source="none" if prepared.mechanism is None else "seeded" if seeded else "csprng",
+        histogram=None,
+        cost=prepared.cost,
+        arrays={},
+    )
+    with node.database.transaction():
+        node.record_decision(
+            decision,
+            terms=prepared.terms,
+            papers=papers,
+            facts=facts,
+            action=prepared.request.action,
+            round_number=prepared.request.round_number,
+            hold_id=prepared.hold_id,
+        )
+        if decision.permitted:
+            _mark_sent(prepared, nothing)
+        else:
+            abandon(prepared, reason=", ".join(decision.clauses))
+
+
 def abandon(prepared: Prepared, *, reason: str) -> None:
     """Give a reservation back, because nothing of it left this machine."""
     node = prepared.node
@@ -181,6 +237,12 @@ def abandon(prepared: Prepared, *, reason: str) -> None:
             hold_id=prepared.hold_id,
             reason=reason,
         )
+
+
+def model_spec(terms: RunTerms) -> dict[str, Any]:
+    """The plan's [model] table, as models are built from."""
+    spec: dict[str, Any] = json.loads(terms.plan.terms.model.model_dump_json())
+    return spec
 
 
 def _cannot_start(terms: RunTerms, request: UseRequest, arrays: Arrays) -> Decision | None:

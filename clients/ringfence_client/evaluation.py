@@ -54,7 +54,9 @@ def scores(
     with torch.no_grad():
         pieces = torch.split(torch.tensor(data.features), _ROWS_AT_ONCE)
         logits = [module(piece) for piece in pieces if len(piece)] or [torch.zeros(0)]
-    probabilities: Float64Array = torch.sigmoid(torch.cat(logits).double()).numpy()
+    # A model with huge weights can score a record inf - inf. Each record must have a score whatever the model is: a
+    # fault for some records only would tell which.
+    probabilities: Float64Array = torch.sigmoid(torch.cat(logits).double()).nan_to_num(nan=0.5).numpy()
     return probabilities
 
 

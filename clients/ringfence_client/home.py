@@ -57,6 +57,17 @@ class HolderHome:
         """Whether keys were made and a policy was signed here."""
         return (self.papers / "keys.jws").exists()
 
+    @property
+    def schema_file(self) -> Path:
+        """The schema as people wrote it: the holder's own, or the one of the scenario it lies in."""
+        own = self.directory / "schema.toml"
+        return own if own.exists() else self.directory.parent.parent / "schema.toml"
+
+    @property
+    def agreed_schema(self) -> Path:
+        """The digest of the schema that the data officer agreed to. A plan with another one is never read data by."""
+        return self.papers / "schema.digest"
+
     def run_file(self, run_id: str) -> Path:
         """What this holder was shown for a run."""
         return self.state / "runs" / f"{run_id}.json"

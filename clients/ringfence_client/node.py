@@ -11,7 +11,7 @@ from typing import Any
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import agreed_schema, revoke, root_of
-from ringfence_client.papers import Papers, read_papers
+from ringfence_client.papers import Papers, read_papers, read_token, without_status
 from ringfence_client.peers import takes_part
 from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
@@ -20,7 +20,7 @@ from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Role, participation_document
-from ringfence_policy.errors import TrustRefused
+from ringfence_policy.errors import DataInvalid, TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog, PrivateDetails
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
@@ -59,6 +59,7 @@ class HolderNode:
 
     Raises:
         LedgerFault: The ledger is missing or cannot be used. Without a ledger no data is used.
+        TrustRefused: What the holder remembers of signed documents is missing or unreadable, or a key is.
     """
 
     def __init__(self, home: HolderHome, *, coordinator_root: PublicKey, clock: Callable[[], int] = now_ms) -> None:
@@ -74,6 +75,15 @@ class HolderNode:
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self._data: dict[str, HolderData] = {}
+        if self.log.size and not self._trust.is_kept:
+            self.close()
+            raise TrustRefused(
+                "what this holder remembers of signed documents is missing",
+                where=str(home.state / "trust.json"),
+                next_step="restore it from a backup: without it old documents could be played again",
+            )
+        self._trust.store("self", root_of(home))
+        self._trust.save()
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
         self._presence = Presence(home)
         if self._presence.is_alone:
@@ -122,7 +132,7 @@ class HolderNode:
             return Decision.deny("data", point=point, policy=papers.policy.reference)
         if shown is None:
             shown = self._settle(proposal, plan, papers.policy)
-        return self._introduction(shown, papers, known_size=proposal.known_size)
+        return without_status(papers) or self._introduction(shown, papers, known_size=proposal.known_size)
 
     def _judge_names(self, plan: TrainingPlan, papers: Papers) -> Decision:
         facts = use_request(
@@ -167,7 +177,7 @@ class HolderNode:
         if isinstance(papers, Decision):
             return papers
         self.acknowledge(offer.run_id)
-        return self._introduction(terms, papers, known_size=offer.known_size)
+        return without_status(papers) or self._introduction(terms, papers, known_size=offer.known_size)
 
     def judge_release(self, request: ReleaseRequest) -> ReleaseReply | Decision:
         """Decide whether the model may be released as the plan says (the fourth enforcement point)."""
@@ -205,9 +215,9 @@ class HolderNode:
             checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
         dataset = self.home.profile.dataset
         return EvidenceReply(
-            keys=(self.home.papers / "keys.jws").read_text(),
-            policies=tuple(path.read_text() for path in sorted((self.home.papers / "policies").glob("*.jws"))),
-            status=(self.home.papers / "status.jws").read_text(),
+            keys=read_token(self.home.papers / "keys.jws"),
+            policies=tuple(read_token(path) for path in sorted((self.home.papers / "policies").glob("*.jws"))),
+            status=read_token(self.home.papers / "status.jws"),
             participation=participation,
             records=records,
             checkpoint=checkpoint,
@@ -399,18 +409,22 @@ class HolderNode:
 
     def record_refusal(self, decision: Decision, *, run_id: str, round_number: int, action: Action) -> None:
         """Log a denial that came before any facts were gathered: a wrong plan, a signature, a rewritten log."""
-        self.append(
-            "decision",
-            run_id=run_id,
-            round_number=round_number,
-            decision=decision.for_outsiders().to_document(),
-            action=action.value,
-            hold_id="",
-            inputs=None,
-            status_seq=None,
-            policy_key_id=None,
-            private_digest=None,
-        )
+        private = PrivateDetails.seal({"decision": decision.to_document(), "records": None})
+        record = {
+            "v": 1,
+            "kind": "decision",
+            "at_ms": self.clock(),
+            "run": run_id,
+            "round": round_number,
+            "decision": decision.for_outsiders().to_document(),
+            "action": action.value,
+            "hold_id": "",
+            "inputs": None,
+            "status_seq": None,
+            "policy_key_id": None,
+            "private_digest": private.digest,
+        }
+        self.log.append(record, private=private)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -425,6 +439,9 @@ class HolderNode:
                 planned is not None and planned.weight == self.home.profile.dataset.weight
             ),
             "a plan whose root keys have the thumbprints it says": roots == {True},
+            "a plan whose data holders have a root key each": (
+                len({peer.root_thumbprint for peer in plan.holders.values()}) == len(plan.holders)
+            ),
             "a seed exactly when the plan is a rehearsal": plan.rehearsal == (proposal.rehearsal_seed is not None),
             "the plan that this run was shown with": shown is None or shown.plan.digest == plan.digest,
             "a plan with the schema that this holder agreed to": plan.dataset_schema.digest == agreed_schema(self.home),

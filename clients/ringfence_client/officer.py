@@ -11,18 +11,22 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ringfence_client.datasource import load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_policy.database import Database
 from ringfence_policy.documents import RevokedPolicy, Role, Status, key_list_document, status_document
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import DocumentInvalid, ScenarioInvalid
-from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, open_signed, sign
+from ringfence_policy.errors import DocumentInvalid, ScenarioInvalid, TrustRefused
+from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, TrustReason, open_signed, sign
 from ringfence_policy.ledger import PrivacyLedger
 from ringfence_policy.policy import UsagePolicy, read_policy
+from ringfence_policy.schema import DatasetSchema
+from ringfence_policy.strict_toml import read_toml
 
 STATUS_LIFETIME_MS = 15 * 60 * 1000
 _DAY_MS = 24 * 60 * 60 * 1000
 _KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
+_STATUS_MARK = "status.number"
 _ROLES = {"policy": Role.POLICY, "status": Role.STATUS, "node": Role.NODE}
 
 
@@ -32,7 +36,8 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
     The state appears whole or not at all: it is made beside its place and moved there in one step.
 
     Raises:
-        DocumentInvalid: holder.toml or policy.toml is wrong, or they speak of different holders or datasets.
+        DocumentInvalid: holder.toml, policy.toml or schema.toml is wrong, or they speak of different things.
+        DataInvalid: The data does not fit the schema.
         ScenarioInvalid: There is a state that is not whole.
     """
     if home.is_set_up:
@@ -55,6 +60,7 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
         (keys[name].public(), now_ms - _DAY_MS, now_ms + _KEY_LIFETIME_MS, [role]) for name, role in _ROLES.items()
     ]
     papers = partial / "papers"
+    write_durably(papers / "schema.digest", checked_schema(home).digest.encode())
     write_durably(papers / "root.jwk", json.dumps(keys["root"].public().jwk).encode())
     key_list = key_list_document(home.profile.holder_id, 1, listed)
     write_durably(papers / "keys.jws", sign(key_list, type=DocumentType.KEYS, key=keys["root"]).encode())
@@ -83,6 +89,35 @@ def checked_policy(home: HolderHome) -> UsagePolicy:
             next_step="make holder and dataset agree in holder.toml and policy.toml",
         )
     return policy
+
+
+def checked_schema(home: HolderHome) -> DatasetSchema:
+    """The schema as it is written, checked against the holder's data.
+
+    Raises:
+        DocumentInvalid: The schema cannot be read.
+        DataInvalid: The data does not fit it. Counts and column names only, for the data officer's eyes.
+    """
+    schema = read_toml(home.schema_file, DatasetSchema)
+    load_dataset(home.directory, schema)
+    return schema
+
+
+def agree_to_schema(home: HolderHome) -> DatasetSchema:
+    """Agree to the schema as it is written now. From here on plans with this one are read data by, and no others.
+
+    Raises:
+        DocumentInvalid: The schema cannot be read.
+        DataInvalid: The data does not fit it.
+    """
+    schema = checked_schema(home)
+    write_durably(home.agreed_schema, schema.digest.encode())
+    return schema
+
+
+def agreed_schema(home: HolderHome) -> str:
+    """The digest of the schema the data officer agreed to; "" where there is none, which fits no plan."""
+    return home.agreed_schema.read_text() if home.agreed_schema.exists() else ""
 
 
 def sign_policy(home: HolderHome) -> UsagePolicy:
@@ -120,7 +155,7 @@ def renew_status(home: HolderHome, *, now_ms: int) -> Status:
     """Sign a fresh status: what was revoked stays revoked. Only moves forward.
 
     Raises:
-        TrustRefused: The status at hand is not this officer's own.
+        TrustRefused: The status at hand is not this officer's own, or not the newest one.
     """
     with _alone(home):
         return _next_status(home, now_ms=now_ms)
@@ -133,6 +168,7 @@ def revoke(home: HolderHome, *, reason: str, now_ms: int) -> Status:
 
     Raises:
         ScenarioInvalid: No policy was signed here.
+        TrustRefused: The status at hand is not this officer's own, or not the newest one.
     """
     policy = signed_policy(home)
     if policy is None:
@@ -155,6 +191,14 @@ def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy |
     path = home.papers / "status.jws"
     current = Status.from_document(open_signed(path.read_text(), type=DocumentType.STATUS, key=key.public()))
     revoked = current.revoked
+    if current.seq < last_signed_status(home):
+        raise TrustRefused(
+            TrustReason.REPLAYED.value,
+            expected=f"status {last_signed_status(home)}, which was signed here last",
+            got=f"status {current.seq}",
+            where=str(path),
+            next_step="put the newest status.jws back: signing on from an older one would sign its revocations away",
+        )
     if also_revoked is not None and current.revocation_of(also_revoked.policy_id) is None:
         revoked = (*revoked, also_revoked)
     issued_ms = max(now_ms, current.issued_ms)
@@ -166,7 +210,23 @@ def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy |
         revoked=revoked,
     )
     write_durably(path, sign(status.to_document(), type=DocumentType.STATUS, key=key).encode())
+    write_durably(home.keys / _STATUS_MARK, str(status.seq).encode())
     return status
+
+
+def last_signed_status(home: HolderHome) -> int:
+    """The number of the status that was signed here last; 0 before the first renewal, or where it is signed elsewhere.
+
+    Raises:
+        TrustRefused: The note of it is unreadable.
+    """
+    path = home.keys / _STATUS_MARK
+    if not path.exists():
+        return 0
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        raise TrustRefused("the number of the last status is unreadable", where=str(path)) from None
 
 
 def root_of(home: HolderHome) -> PublicKey:

@@ -1,9 +1,11 @@
 """A holder's own signed papers, read and verified anew before every decision: on disk they may have been exchanged."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ringfence_client.home import HolderHome
-from ringfence_client.officer import STATUS_LIFETIME_MS, renew_status
+from ringfence_client.officer import STATUS_LIFETIME_MS, last_signed_status, renew_status
+from ringfence_policy.clauses import CLAUSES
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import RevokedPolicy, Status
 from ringfence_policy.errors import RingfenceError, TrustRefused
@@ -50,7 +52,7 @@ def read_papers(home: HolderHome, trust: TrustStore, *, now_ms: int, point: Poin
         policy_token = policy_path.read_text()
         policy = UsagePolicy.from_document(trust.accept_policy(policy_token, now_ms))
         written = home.read_policy()
-    except (OSError, RingfenceError) as error:
+    except (OSError, UnicodeDecodeError, RingfenceError) as error:
         summary = error.summary if isinstance(error, RingfenceError) else type(error).__name__
         return Decision.deny("signature", limit="a policy signed under the holder's keys", actual=summary, point=point)
     if written.digest != policy.digest:
@@ -74,11 +76,43 @@ def read_papers(home: HolderHome, trust: TrustStore, *, now_ms: int, point: Poin
     )
 
 
+def without_status(papers: Papers) -> Decision | None:
+    """The denial that papers without a fresh status amount to, so that the holder itself says what is missing."""
+    if papers.status is not None:
+        return None
+    clause = CLAUSES["status"]
+    return Decision.deny(
+        clause.id,
+        clause.sentence(papers.policy),
+        limit=clause.limit(papers.policy),
+        point=Point.BEFORE_TRAINING,
+        policy=papers.policy.reference,
+        policy_digest=papers.policy.digest,
+    )
+
+
+def denial_of(error: RingfenceError, *, point: Point) -> Decision:
+    """The denial that a fault amounts to: what was expected is said to everyone, what was found stays here."""
+    return Decision.deny(error.code, error.summary, limit=error.expected or "", actual=error.got, point=point)
+
+
+def read_token(path: Path) -> str:
+    """A paper as it is, or "": what is missing or unreadable on disk is missing wherever it is shown."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def _status(home: HolderHome, trust: TrustStore, *, now_ms: int) -> tuple[Status | None, str]:
     path = home.papers / "status.jws"
-    token = path.read_text() if path.exists() else ""
+    # Asked before the status is read: the officer signs first and notes the number afterwards.
+    newest = last_signed_status(home)
+    token = read_token(path)
     try:
         status = trust.accept_status(token, now_ms)
+        if status.seq < newest:
+            return None, token
         is_due = status.good_until_ms - now_ms < STATUS_LIFETIME_MS // 2
     except TrustRefused as error:
         # Only a status that is merely old is renewed. Renewing a replayed one would sign away a revocation.

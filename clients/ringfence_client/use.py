@@ -1,23 +1,26 @@
 """What permitted uses do with data: many holders are trained at once, and each failure stays its own holder's."""
 
-import json
 from collections.abc import Sequence
+from logging import getLogger
+from traceback import format_tb
 
 import numpy as np
 
-from ringfence_client.enforcement import Measured, Prepared
+from ringfence_client.enforcement import Measured, Prepared, model_spec
 from ringfence_client.evaluation import noised_counts, score_counts
 from ringfence_client.noise import NoiseSource, RehearsalNoise, SecureNoise
 from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, Trainer, TrainingJob
-from ringfence_policy.errors import Fault, RingfenceError
+from ringfence_policy.errors import Fault
 from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDTHS
 from ringfence_policy.vocabulary import Action
 
 Result = TrainedUpdate | Measured
 
+_log = getLogger(__name__)
 
-def use_together(uses: Sequence[Prepared], *, trainer: Trainer | None = None) -> list[Result | RingfenceError | None]:
+
+def use_together(uses: Sequence[Prepared], *, trainer: Trainer | None = None) -> list[Result | Fault | None]:
     """Carry out permitted uses.
 
     Args:
@@ -32,24 +35,23 @@ def use_together(uses: Sequence[Prepared], *, trainer: Trainer | None = None) ->
     return [trained[id(use)] if id(use) in trained else _without_training(use) for use in uses]
 
 
-def _without_training(use: Prepared) -> Result | RingfenceError | None:
+def _without_training(use: Prepared) -> Result | Fault | None:
     return None if use.stored is not None else _guarded(use, trainer=None)
 
 
-def _train(uses: Sequence[Prepared], trainer: Trainer) -> Sequence[Result | RingfenceError]:
+def _train(uses: Sequence[Prepared], trainer: Trainer) -> Sequence[Result | Fault]:
     try:
         return trainer.train([_job(use) for use in uses])
     except Exception:  # noqa: BLE001 -- one holder's fault must not cost the others their round: find whose it is
         return [_guarded(use, trainer=trainer) for use in uses]
 
 
-def _guarded(use: Prepared, *, trainer: Trainer | None) -> Result | RingfenceError:
+def _guarded(use: Prepared, *, trainer: Trainer | None) -> Result | Fault:
     try:
         return _measure(use) if trainer is None else trainer.train([_job(use)])[0]
-    except RingfenceError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 -- only the type is passed on: the text might hold a holder's data
-        return Fault("the use failed at the holder", got=type(error).__name__)
+    except Exception as error:  # noqa: BLE001 -- data was opened: that it failed may leave, and is charged; why, may not
+        _log.error("a use failed with %s\n%s", type(error).__name__, "".join(format_tb(error.__traceback__)))
+        return Fault("the use failed after data was opened")
 
 
 def _job(use: Prepared) -> TrainingJob:
@@ -58,7 +60,7 @@ def _job(use: Prepared) -> TrainingJob:
     data, _ = use.node.split(use.terms.plan)
     return TrainingJob(
         holder_id=use.node.holder_id,
-        model=_model(use),
+        model=model_spec(use.terms),
         arrays=use.arrays,
         data=data,
         mechanism=mechanism,
@@ -74,7 +76,7 @@ def _measure(use: Prepared) -> Measured:
     _, data = use.node.split(use.terms.plan)
     mechanism = use.mechanism
     bins = EXACT_BINS if mechanism is None else PRIVATE_BINS
-    counts = score_counts(_model(use), use.arrays, data, bins=bins)
+    counts = score_counts(model_spec(use.terms), use.arrays, data, bins=bins)
     applied = None
     if mechanism is not None:
         noise = _noise(use)
@@ -88,11 +90,6 @@ def _measure(use: Prepared) -> Measured:
         )
     negative, positive = np.rint(counts * THOUSANDTHS).astype(np.int64).tolist()
     return Measured(histogram=(tuple(negative), tuple(positive)), applied=applied)
-
-
-def _model(use: Prepared) -> dict[str, object]:
-    model: dict[str, object] = json.loads(use.terms.plan.terms.model.model_dump_json())
-    return model
 
 
 def _noise(use: Prepared) -> NoiseSource:

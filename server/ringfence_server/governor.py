@@ -28,6 +28,7 @@ from ringfence_policy.protocol import (
     OFFER,
     PROPOSE,
     WEIGHT_KEY,
+    Body,
     HolderCard,
     Introduction,
     LogView,
@@ -100,21 +101,17 @@ class Governor:
 
     def propose(self, grid: Grid) -> None:
         """Show the plan to every holder and take in its papers."""
-        proposals = {
-            node_id: Proposal(
-                run_id=self.run_id,
-                plan=self._plan_token,
-                coordinator_keys=self.coordinator.keys_token,
-                rehearsal_seed=self._seed,
-                known_size=self.coordinator.known_size(card),
-            )
-            for node_id, card in self.cards.items()
-        }
-        self._take_in(ask(grid, PROPOSE, proposals, Introduction))
+        self.views.clear()
+        self.absent.clear()
+        self._ask_papers(grid, PROPOSE, {node_id: self._proposal(card) for node_id, card in self.cards.items()})
 
     def offer(self, grid: Grid, round_number: int) -> None:
-        """Ask every holder for fresh papers: a revocation or an empty budget is then known before data is asked for."""
-        questions = {
+        """Ask every holder for fresh papers: a revocation or an empty budget is then known before data is asked for.
+
+        Who refused the plan is shown it again: its data officer may have signed other terms since.
+        """
+        introduced = set(self.mechanisms)
+        offers = {
             node_id: Offer(
                 run_id=self.run_id,
                 round_number=round_number,
@@ -122,12 +119,27 @@ class Governor:
                 known_size=self.coordinator.known_size(card),
             )
             for node_id, card in self.cards.items()
+            if card.holder_id in introduced
         }
-        self._take_in(ask(grid, OFFER, questions, Introduction))
-
-    def _take_in(self, answers: Mapping[int, Introduction | Decision]) -> None:
+        proposals = {
+            node_id: self._proposal(card) for node_id, card in self.cards.items() if card.holder_id not in introduced
+        }
         self.views.clear()
         self.absent.clear()
+        self._ask_papers(grid, OFFER, offers)
+        self._ask_papers(grid, PROPOSE, proposals)
+
+    def _proposal(self, card: HolderCard) -> Proposal:
+        return Proposal(
+            run_id=self.run_id,
+            plan=self._plan_token,
+            coordinator_keys=self.coordinator.keys_token,
+            rehearsal_seed=self._seed,
+            known_size=self.coordinator.known_size(card),
+        )
+
+    def _ask_papers(self, grid: Grid, message_type: str, questions: Mapping[int, Body]) -> None:
+        answers = ask(grid, message_type, questions, Introduction)
         with self.coordinator.database.transaction():
             for node_id, said in answers.items():
                 card = self.cards[node_id]
@@ -163,7 +175,12 @@ class Governor:
 
         The strategy may have sampled some of the cohort only, so permission is asked again for exactly those.
         """
-        wanted = {self.cards[message.metadata.dst_node_id].holder_id: message for message in proposed}
+        wanted: dict[str, Message] = {}
+        for message in proposed:
+            card = self.cards.get(message.metadata.dst_node_id)
+            # A strategy may remember nodes from earlier rounds. Whoever showed no papers for this one is not asked.
+            if card is not None and card.holder_id in self.views:
+                wanted[card.holder_id] = message
         members, refusals = self._cohort(list(wanted), action, round_number, final=True)
         outcome = self.outcomes[-1]
         if action is Action.TRAIN:
@@ -371,9 +388,12 @@ def arrays_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
     """An ArrayRecord as arrays by name.
 
     Raises:
-        ValueError: An array's bytes do not fit its stated shape and type.
+        ValueError: An array's bytes are not one array.
     """
-    return {name: array.numpy() for name, array in record.items()}
+    arrays = {name: array.numpy() for name, array in record.items()}
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError("not arrays")  # numpy reads an archive of arrays as well
+    return arrays
 
 
 def clean_reply(reply: Message, weight: int, weighted_by_key: str) -> Message:
