@@ -172,7 +172,7 @@ class UseReply(Body):
     two rows (label 0, label 1) of counts by score, in thousandths: exact counts, or noisy ones.
     """
 
-    hold_id: str
+    hold_id: Annotated[str, Field(max_length=200)]
     digest: Digest
     mechanism: dict[str, Any] | None
     noise_source: Literal["csprng", "seeded", "none"]

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
 
-from ringfence_policy.decision import Decision
+from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Role
-from ringfence_policy.errors import RunRefused
+from ringfence_policy.errors import DocumentInvalid, RunRefused
 from ringfence_policy.identity import DocumentType
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.protocol import EVIDENCE, RELEASE, EvidenceReply, EvidenceRequest, ReleaseReply, ReleaseRequest
@@ -25,7 +25,7 @@ from ringfence_server.checkpoint import Checkpoints
 from ringfence_server.conversation import ask
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.events import EventFile
-from ringfence_server.evidence import gather_bundle, roots_of_run
+from ringfence_server.evidence import gather_bundle, is_readable, roots_of_run
 from ringfence_server.governed_strategy import GovernedStrategy
 from ringfence_server.governor import Governor, model_digest
 from ringfence_server.outcome import RoundOutcome, Scores
@@ -44,12 +44,11 @@ def conduct(grid: Grid, run: RunFile) -> Results:
         RunRefused: No data holder permits the plan, so nothing was trained.
         RunFailed: The strategy cannot work with the cohort it has.
     """
-    report = EventFile(Path(run.directory) / "events.jsonl")
-    coordinator = Coordinator(run.root / "coordinator", coordinator_id=_coordinator_id(run))
-    try:
+    with (
+        closing(EventFile(Path(run.directory) / "events.jsonl")) as report,
+        closing(Coordinator(run.root / "coordinator", coordinator_id=_coordinator_id(run))) as coordinator,
+    ):
         return _Conductor(grid, run, coordinator, report).carry_out()
-    finally:
-        coordinator.close()
 
 
 class _Conductor:
@@ -218,7 +217,7 @@ class _Conductor:
         }
         refused = {}
         for node_id, said in ask(self.grid, RELEASE, questions, ReleaseReply).items():
-            decision = said if isinstance(said, Decision) else Decision.from_document(said.decision)
+            decision = said if isinstance(said, Decision) else _decision_in(said)
             if not decision.permitted:
                 refused[self.governor.cards[node_id].holder_id] = decision
         if refused:
@@ -238,7 +237,7 @@ class _Conductor:
         return {
             self.governor.cards[node_id].holder_id: reply
             for node_id, reply in said.items()
-            if not isinstance(reply, Decision)
+            if not isinstance(reply, Decision) and is_readable(reply)
         }
 
     # --- inside ------------------------------------------------------------------------------------------------------
@@ -274,6 +273,13 @@ class _Conductor:
         start = time.monotonic()
         yield
         self.timings[name] = time.monotonic() - start
+
+
+def _decision_in(reply: ReleaseReply) -> Decision:
+    try:
+        return Decision.from_document(reply.decision)
+    except DocumentInvalid:
+        return Decision.deny("malformed", "The holder's decision could not be read.", point=Point.RELEASE)
 
 
 def read_plan(coordinator: Coordinator, token: str) -> TrainingPlan:

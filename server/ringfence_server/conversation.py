@@ -1,5 +1,6 @@
 """Questions to data holders over Flower's Grid, and answers that are bodies or denials, never exceptions."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
@@ -13,6 +14,9 @@ from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, REFUSED_CODE, Body,
 B = TypeVar("B", bound=Body)
 
 TIMEOUT_SECONDS = 600.0
+_MOST_CLAUSES = 64
+_LONGEST_TEXT = 1000
+_CLAUSE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 def ask(grid: Grid, message_type: str, questions: Mapping[int, Body], answer: type[B]) -> dict[int, B | Decision]:
@@ -59,11 +63,24 @@ def read_refusal(reply: Message) -> Decision:
     error = reply.error
     if error.code == REFUSED_CODE:
         try:
-            return Decision.from_document(Refusal.from_bytes((error.reason or "").encode()).decision)
+            decision = Decision.from_document(Refusal.from_bytes((error.reason or "").encode()).decision)
         except RingfenceError:
+            decision = None
+        if decision is None or decision.permitted or not _is_short(decision):
             return Decision.deny("malformed", "The holder's refusal could not be read.", point=Point.COORDINATOR)
+        return decision
     return Decision.deny(
         "fault", "The holder's node failed.", limit=f"error {error.code}: {error.reason}"[:300], point=Point.COORDINATOR
+    )
+
+
+def _is_short(decision: Decision) -> bool:
+    """Whether a holder's own words fit into our log and report."""
+    words = [text for one in decision.failed for text in (one.clause, one.meaning, one.limit)]
+    return (
+        len(decision.failed) <= _MOST_CLAUSES
+        and all(len(text) <= _LONGEST_TEXT for text in words)
+        and all(_CLAUSE_NAME.fullmatch(one.clause) for one in decision.failed)
     )
 
 

@@ -21,6 +21,7 @@ from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.protocol import HolderCard, Introduction, LogView, PeerPapers, Standing
 from ringfence_policy.request import RoundRequest
+from ringfence_policy.settlement import loudest_training
 from ringfence_policy.trust_store import TrustStore
 from ringfence_policy.vocabulary import Action
 
@@ -139,11 +140,14 @@ class Coordinator:
             participation = Participation.from_document(document)
             if (participation.run_id, participation.plan_digest) != (run_id, plan.digest):
                 raise TrustRefused("the participation is for another run or plan")
-            DpMechanism.from_document(said.standing.mechanism)
+            settled = DpMechanism.from_document(said.standing.mechanism)
             self.see(card, said.log, run_id=run_id)
         except RingfenceError as error:
             clause = "status" if "status" in error.summary else "signature"
             return Decision.deny(clause, error.summary, point=Point.COORDINATOR)
+        if not _is_settled_under(plan, settled):
+            meaning = "Clip, rate and steps must be the plan's, and the noise no more than it allows."
+            return Decision.deny("mechanism", meaning, point=Point.COORDINATOR)
         gate = self._gates.get(policy.digest)
         if gate is None:
             gate = self._gates[policy.digest] = PolicyGate(policy)
@@ -199,6 +203,13 @@ class Coordinator:
                 inputs_digest=decision.inputs_digest,
             )
         return decision, facts
+
+
+def _is_settled_under(plan: TrainingPlan, mechanism: DpMechanism) -> bool:
+    # The bound on a holder's updates is computed from what it settled: it may not settle its way out of the bound.
+    noise = mechanism.noise_multiplier_micro
+    loudest = loudest_training(plan.terms)
+    return noise <= loudest.noise_multiplier_micro and mechanism == loudest.with_noise(noise)
 
 
 def _make_keys(directory: Path, coordinator_id: str, *, now_ms: int) -> None:

@@ -22,6 +22,10 @@ class EventFile:
         if broken:  # a writer was killed in the middle of a line: end it, and readers pass over it
             self._file.write("\n")
 
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
     def __call__(self, name: str, members: Mapping[str, object]) -> None:
         """Write one event."""
         self._file.write(json.dumps({"event": name, "at": time.time(), **members}, default=_plain) + "\n")

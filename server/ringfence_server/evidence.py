@@ -14,6 +14,7 @@ from ringfence_policy import canonical
 from ringfence_policy.bundle import write_bundle
 from ringfence_policy.documents import manifest_document
 from ringfence_policy.errors import RingfenceError
+from ringfence_policy.evidence_records import parse_record
 from ringfence_policy.identity import DocumentType, PublicKey, parse, sign
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
@@ -73,6 +74,16 @@ def gather_bundle(
     return path
 
 
+def is_readable(reply: EvidenceReply) -> bool:
+    """Whether what a holder handed over is a log at all. If not, it goes without evidence, and verification says so."""
+    try:
+        for line in reply.records:
+            parse_record(canonical.decode(line.encode()))
+    except (RingfenceError, AttributeError, UnicodeEncodeError):
+        return False
+    return True
+
+
 def roots_of_run(run: RunFile) -> Roots:
     """The root keys as this coordinator learnt them. A verifier gets each from its owner instead."""
     root = PublicKey.from_jwk(json.loads((run.root / "coordinator" / "root.jwk").read_text()))
@@ -111,8 +122,9 @@ def _holder_files(holder_id: str, reply: EvidenceReply) -> dict[str, bytes]:
         layout.holder_file(holder_id, layout.KEYS): reply.keys.encode(),
         layout.holder_file(holder_id, layout.LOG): b"".join(line.encode() + b"\n" for line in reply.records),
         layout.holder_file(holder_id, layout.CHECKPOINT): reply.checkpoint.encode(),
-        layout.holder_file(holder_id, layout.STATUS): reply.status.encode(),
     }
+    if reply.status:
+        files[layout.holder_file(holder_id, layout.STATUS)] = reply.status.encode()
     if reply.participation:
         files[layout.holder_file(holder_id, layout.PARTICIPATION)] = reply.participation.encode()
     for token in reply.policies:

@@ -51,7 +51,7 @@ def find_defect(update: Arrays, *, base: Arrays, bound: float, claimed_weight: o
         claimed_weight: The count that came with the update.
         weight: The weight the holder declared, publicly, before the run.
     """
-    if claimed_weight != weight or isinstance(claimed_weight, bool):
+    if type(claimed_weight) is not int or claimed_weight != weight:
         return Defect("count", f"the weight must be the declared {weight}")
     if set(update) != set(base):
         return Defect("wrong-shape", "the update must have exactly the model's parameters")
