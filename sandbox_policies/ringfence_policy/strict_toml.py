@@ -306,14 +306,14 @@ def _as_one(error: ValidationError, text: str, model: type[StrictDocument], sour
 
 
 def _finding(detail: ErrorDetails, lines: Mapping[tuple[str | int, ...], int], model: type[BaseModel]) -> _Finding:
-    path = tuple(detail["loc"])
+    path, alternatives = _without_tags(tuple(detail["loc"]), model)
     kind, context = detail["type"], dict(detail.get("ctx") or {})
     if context.get("key"):
         path = (*path, str(context["key"]))
     line = next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), 1)
     name = _dotted(path)
     table = f"[{_dotted(path[:-1])}]" if path[:-1] else "the file"
-    known = _keys(model, path[:-1])
+    known = alternatives or _keys(model, path[:-1])
     if kind == "missing":
         summary = f"{name} is missing"
         expected = f"a table [{name}]" if _keys(model, path) else f"the key {path[-1]} in {table}"
@@ -333,6 +333,34 @@ def _finding(detail: ErrorDetails, lines: Mapping[tuple[str | int, ...], int], m
     return _Finding(
         line, f"{name or 'the file'} is not valid", expected, str(context.get("got") or _shown(value)), hint
     )
+
+
+def _without_tags(
+    loc: tuple[str | int, ...], model: type[BaseModel]
+) -> tuple[tuple[str | int, ...], list[str] | None]:
+    """A fault's place in the document, and the keys allowed there where the table is one of several by its `kind`.
+
+    Where a list holds tables of several kinds, pydantic puts the kind into the place; it is no key of the document.
+    """
+    path: list[str | int] = []
+    here: list[type[BaseModel]] = [model]
+    alternatives: list[str] | None = None
+    for step in loc:
+        tagged = [one for one in here if len(here) > 1 and step in _literals(one)]
+        if tagged:
+            here = tagged
+            alternatives = [field.alias or name for name, field in tagged[0].model_fields.items()]
+            continue
+        if isinstance(step, str):
+            fields = [field for one in here for n, field in one.model_fields.items() if (field.alias or n) == step]
+            here = [found for field in fields for found in _models(field.annotation)]
+        path.append(step)
+    return tuple(path), alternatives
+
+
+def _literals(model: type[BaseModel]) -> tuple[object, ...]:
+    kind = model.model_fields.get("kind")
+    return get_args(kind.annotation) if kind is not None else ()
 
 
 def _keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

@@ -151,3 +151,13 @@ def test_a_category_has_one_feature_per_value_less_its_reference(values):
     document = {"title": "any category", "label": {"column": "y", "positive_above": "0"}, "columns": [column]}
     schema = DatasetSchema.from_document(document)
     assert schema.feature_names() == tuple(f"c={value}" for value in values[1:])
+
+
+def test_a_misspelt_key_inside_a_column_is_named_with_its_line_and_the_right_spelling():
+    text = 'title = "A dataset"\n[label]\ncolumn = "num"\npositive_above = "0"\n[[columns]]\nname = "age"\n'
+    text += 'kind = "number"\nlow = "30"\nhihg = "80"\n'
+    with pytest.raises(DocumentInvalid) as caught:
+        parse_toml(text, DatasetSchema, source="schema.toml")
+    assert caught.value.where == "schema.toml:9"
+    assert "hihg" in str(caught.value)
+    assert "did you mean high?" in (caught.value.next_step or "")
