@@ -230,7 +230,7 @@ def _arrays(message: Message) -> dict[str, npt.NDArray[np.float32]]:
         arrays = {name: array.numpy() for name, array in record.items()}
     except (ValueError, TypeError, EOFError) as error:
         raise TrustRefused("a request's model is unreadable", got=type(error).__name__) from None
-    if any(array.dtype != np.float32 for array in arrays.values()):
+    if any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in arrays.values()):
         raise TrustRefused("a request's model has another number type", expected="float32")
     return arrays
 

@@ -5,17 +5,19 @@ count of records.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from decimal import Decimal
 from typing import Any
 
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
-from ringfence_client.officer import agreed_schema, revoke, root_of
+from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
 from ringfence_client.peers import takes_part
+from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
-from ringfence_client.trust_memory import TrustMemory
+from ringfence_client.trust_memory import remembered
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
@@ -67,23 +69,17 @@ class HolderNode:
         self.holder_id = home.profile.holder_id
         self.clock = clock
         self.database = Database.open(home.database, must_exist=True)
-        self.ledger = PrivacyLedger(self.database, clock=clock)
-        self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
-        self._key = SigningKey.load(home.keys / "node.jwk")
-        self._trust = TrustMemory(home.state / "trust.json")
+        with ExitStack() as opened:
+            opened.callback(self.database.close)
+            self.ledger = PrivacyLedger(self.database, clock=clock)
+            self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
+            self._key = SigningKey.load(home.keys / "node.jwk")
+            self._trust = remembered(home.state / "trust.json", is_new=self.log.size == 0, root=root_of(home))
+            opened.pop_all()
         self._terms = KnownTerms(home)
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self._data: dict[str, HolderData] = {}
-        if self.log.size and not self._trust.is_kept:
-            self.close()
-            raise TrustRefused(
-                "what this holder remembers of signed documents is missing",
-                where=str(home.state / "trust.json"),
-                next_step="restore it from a backup: without it old documents could be played again",
-            )
-        self._trust.store("self", root_of(home))
-        self._trust.save()
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
         self._presence = Presence(home)
         if self._presence.is_alone:
@@ -102,13 +98,6 @@ class HolderNode:
 
         The plan's names (who asks, what for, which columns, which schema) are decided before any record is read.
         """
-        answer = self._judge_proposal(proposal)
-        if isinstance(answer, Decision):
-            self.record_refusal(answer, run_id=proposal.run_id, round_number=0, action=Action.TRAIN)
-        self._trust.save()
-        return answer
-
-    def _judge_proposal(self, proposal: Proposal) -> Introduction | Decision:
         point = Point.BEFORE_TRAINING
         papers = self.papers(point=point)
         if isinstance(papers, Decision):
@@ -118,7 +107,7 @@ class HolderNode:
         document = coordinator.accept(proposal.plan, type=DocumentType.PLAN, role=Role.PLAN, now_ms=self.clock())
         plan = TrainingPlan.from_document(document)
         shown = self._terms.of(proposal.run_id, coordinator=coordinator, now_ms=self.clock())
-        problem = self._wrong_with(plan, shown, proposal)
+        problem = problem_with(plan, proposal, home=self.home, holder_id=self.holder_id, shown=shown)
         if problem is not None:
             return Decision.deny("plan", limit=problem, point=point, policy=papers.policy.reference)
         if shown is None:
@@ -132,6 +121,7 @@ class HolderNode:
             return Decision.deny("data", point=point, policy=papers.policy.reference)
         if shown is None:
             shown = self._settle(proposal, plan, papers.policy)
+        self._trust.save()
         return without_status(papers) or self._introduction(shown, papers, known_size=proposal.known_size)
 
     def _judge_names(self, plan: TrainingPlan, papers: Papers) -> Decision:
@@ -163,8 +153,9 @@ class HolderNode:
             settlement=settlement,
             rehearsal_seed=proposal.rehearsal_seed,
         )
-        shown.save(self.home)
+        # First the record: a crash in between leaves it twice, and never a use under a plan that nothing records.
         self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
+        shown.save(self.home)
         return shown
 
     def answer(self, offer: Offer) -> Introduction | Decision:
@@ -388,65 +379,36 @@ class HolderNode:
         hold_id: str,
     ) -> None:
         """Log a decision: for outsiders in the open, with the holder's own figures sealed beside it."""
-        private = PrivateDetails.seal(
-            {"decision": decision.to_document(), "records": None if facts is None else facts.records}
+        self._record(
+            decision,
+            records=None if facts is None else facts.records,
+            run=terms.run_id,
+            round=round_number,
+            action=action.value,
+            hold_id=hold_id,
+            inputs=None if facts is None else facts.public_facts(),
+            status_seq=None if papers.status is None else papers.status.seq,
+            policy_key_id=papers.policy_key_id,
         )
-        record = {
-            "v": 1,
-            "kind": "decision",
-            "at_ms": self.clock(),
-            "run": terms.run_id,
-            "round": round_number,
-            "decision": decision.for_outsiders().to_document(),
-            "action": action.value,
-            "hold_id": hold_id,
-            "inputs": None if facts is None else facts.public_facts(),
-            "status_seq": None if papers.status is None else papers.status.seq,
-            "policy_key_id": papers.policy_key_id,
-            "private_digest": private.digest,
-        }
-        self.log.append(record, private=private)
 
     def record_refusal(self, decision: Decision, *, run_id: str, round_number: int, action: Action) -> None:
         """Log a denial that came before any facts were gathered: a wrong plan, a signature, a rewritten log."""
-        private = PrivateDetails.seal({"decision": decision.to_document(), "records": None})
+        unknown = dict.fromkeys(("records", "inputs", "status_seq", "policy_key_id"))
+        self._record(decision, run=run_id, round=round_number, action=action.value, hold_id="", **unknown)
+
+    def _record(self, decision: Decision, *, records: int | None, **members: Any) -> None:
+        private = PrivateDetails.seal({"decision": decision.to_document(), "records": records})
         record = {
             "v": 1,
             "kind": "decision",
             "at_ms": self.clock(),
-            "run": run_id,
-            "round": round_number,
             "decision": decision.for_outsiders().to_document(),
-            "action": action.value,
-            "hold_id": "",
-            "inputs": None,
-            "status_seq": None,
-            "policy_key_id": None,
             "private_digest": private.digest,
+            **members,
         }
         self.log.append(record, private=private)
 
     # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _wrong_with(self, plan: TrainingPlan, shown: RunTerms | None, proposal: Proposal) -> str | None:
-        planned = plan.holders.get(self.holder_id)
-        roots = {PublicKey.from_jwk(peer.root).thumbprint == peer.root_thumbprint for peer in plan.holders.values()}
-        own = root_of(self.home).thumbprint
-        expectations = {
-            "a plan that names this holder": planned is not None,
-            "a plan that names this holder's own root key": planned is not None and planned.root_thumbprint == own,
-            "a plan with this holder's declared weight": (
-                planned is not None and planned.weight == self.home.profile.dataset.weight
-            ),
-            "a plan whose root keys have the thumbprints it says": roots == {True},
-            "a plan whose data holders have a root key each": (
-                len({peer.root_thumbprint for peer in plan.holders.values()}) == len(plan.holders)
-            ),
-            "a seed exactly when the plan is a rehearsal": plan.rehearsal == (proposal.rehearsal_seed is not None),
-            "the plan that this run was shown with": shown is None or shown.plan.digest == plan.digest,
-            "a plan with the schema that this holder agreed to": plan.dataset_schema.digest == agreed_schema(self.home),
-        }
-        return next((expected for expected, holds in expectations.items() if not holds), None)
 
     def _register(self, plan: TrainingPlan, policy: UsagePolicy, run_id: str) -> None:
         dataset = self.home.profile.dataset

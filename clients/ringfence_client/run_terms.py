@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ringfence_client.home import HolderHome
 from ringfence_policy.documents import Role
 from ringfence_policy.durable import write_durably
+from ringfence_policy.errors import DocumentInvalid, TrustRefused
 from ringfence_policy.identity import DocumentType
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.settlement import Settlement
@@ -60,12 +61,17 @@ class KnownTerms:
 
 
 def _read(run_id: str, data: bytes, *, coordinator: TrustStore, now_ms: int) -> RunTerms:
-    document = json.loads(data)
-    plan = coordinator.accept(document["plan"], type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
+    try:
+        document = json.loads(data)
+        token, seed = document["plan"], document["rehearsal_seed"]
+        settlement = Settlement.from_document(document["settlement"])
+    except (ValueError, KeyError, TypeError, DocumentInvalid):
+        raise TrustRefused("what was kept of this run's plan is unreadable", got=f"{len(data)} bytes") from None
+    plan = coordinator.accept(token, type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
     return RunTerms(
         run_id=run_id,
-        plan_token=document["plan"],
+        plan_token=token,
         plan=TrainingPlan.from_document(plan),
-        settlement=Settlement.from_document(document["settlement"]),
-        rehearsal_seed=document["rehearsal_seed"],
+        settlement=settlement,
+        rehearsal_seed=seed,
     )

@@ -15,11 +15,14 @@ class TrustMemory:
 
     Args:
         path: The file; made when first needed.
+
+    Raises:
+        TrustRefused: The file is not what was written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._saved: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self._saved: dict[str, Any] = _read(path) if path.exists() else {}
         self._stores: dict[str, TrustStore] = {}
 
     def store(self, name: str, root: PublicKey) -> TrustStore:
@@ -51,3 +54,38 @@ class TrustMemory:
         if memory != self._saved:
             write_durably(self._path, json.dumps(memory, sort_keys=True).encode())
             self._saved = memory
+
+
+def remembered(path: Path, *, is_new: bool, root: PublicKey) -> TrustMemory:
+    """Open a holder's memory and pin the holder's own root key in it.
+
+    Args:
+        path: The file.
+        is_new: Whether the holder has no history yet, so that there is nothing to remember.
+        root: The holder's own root key.
+
+    Raises:
+        TrustRefused: The file is missing or unreadable though there is a history, or was pinned to another root.
+    """
+    if not is_new and not path.exists():
+        raise TrustRefused(
+            "what this holder remembers of signed documents is missing",
+            where=str(path),
+            next_step="restore it from a backup: without it old documents could be played again",
+        )
+    memory = TrustMemory(path)
+    memory.store("self", root)
+    memory.save()
+    return memory
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        memory = {name: dict(entry) for name, entry in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise TrustRefused(
+            "what this holder remembers of signed documents is unreadable",
+            where=str(path),
+            next_step="restore it from a backup: without it old documents could be played again",
+        ) from None
+    return memory
