@@ -47,7 +47,8 @@ class TrustStore:
         self.root = root
         self._keys: dict[str, ListedKey] | None = None
         self._memory: dict[str, Any] = {
-            "root": root.thumbprint, "owner": owner, "keys": None, "status": None, "policies": {}, "logs": {},
+            "root": root.thumbprint, "owner": owner, "keys": None,
+            "status": None, "revoked": [], "policies": {}, "logs": {},
         }  # fmt: skip
         if memory is not None:
             if memory.get("root") != root.thumbprint or owner not in (None, memory.get("owner")):
@@ -154,7 +155,16 @@ class TrustStore:
                 where=self.owner,
                 next_step="ask the data officer for a fresh status",
             )
-        self._memory["status"] = mark
+        revoked = sorted(entry.policy_id for entry in status.revoked)
+        if not set(self._memory["revoked"]) <= set(revoked):
+            raise refusal(
+                TrustReason.CHANGED,
+                expected="a status that still revokes what was revoked before",
+                got="one that leaves a revocation out",
+                where=self.owner,
+                next_step="to permit again, the data officer signs a policy under a new id",
+            )
+        self._memory.update(status=mark, revoked=revoked)
         return status
 
     def accept_checkpoint(self, token: str, *, role: Role, now_ms: int, proof: Sequence[bytes] = ()) -> Checkpoint:

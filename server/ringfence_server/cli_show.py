@@ -17,6 +17,12 @@ from ringfence_policy.vocabulary import PURPOSES
 from ringfence_server.forecast import forecast, forecast_document
 from ringfence_server.scenario import Scenario, bundled_scenarios, load_scenario
 
+_POINTS = {
+    "coordinator-before-round": "coordinator",
+    "node-before-training": "holder before use",
+    "node-before-upload": "holder on sending",
+    "release": "holder on release",
+}
 _MICRO_QUANTITIES = {"epsilon": 10**6, "delta": 10**12, "rounds": 1}
 
 
@@ -86,13 +92,19 @@ def show_meters(directory: Path, *, as_json: bool) -> None:
         typer.echo(json.dumps(document))
         return
     table = Table(title="Privacy budgets, as each holder's ledger keeps them", title_justify="left")
-    for column in ("data holder", "of", "what", "spent", "reserved", "cap", "left"):
-        table.add_column(column, justify="right" if column in ("spent", "reserved", "cap", "left") else "left")
+    for column in ("data holder", "budget", "spent", "reserved", "cap", "left"):
+        table.add_column(column, justify="left" if column in ("data holder", "budget") else "right")
     for holder, meters in found.items():
+        deltas = {
+            meter.owner_id: meter.cap / _MICRO_QUANTITIES["delta"] for meter in meters if meter.quantity == "delta"
+        }
         for meter in meters:
+            if meter.quantity == "delta":
+                continue  # it stands beside the epsilon that is stated at it
+            at = f" (delta {deltas[meter.owner_id]:g})" if meter.quantity == "epsilon" else ""
             scale = _MICRO_QUANTITIES[meter.quantity]
-            figures = [f"{value / scale:g}" for value in (meter.committed, meter.reserved, meter.cap, meter.left)]
-            table.add_row(holder, f"{meter.owner_kind} {meter.owner_id}", meter.quantity, *figures)
+            figures = [f"{value / scale:.4g}" for value in (meter.committed, meter.reserved, meter.cap, meter.left)]
+            table.add_row(holder, f"{meter.owner_kind} {meter.quantity}{at}", *figures)
     Console().print(table)
 
 
@@ -109,14 +121,18 @@ def show_decisions(directory: Path, *, run_id: str | None, holder: str | None, d
     if as_json:
         typer.echo(json.dumps(shown))
         return
-    table = Table(title="Decisions", title_justify="left")
-    for column in ("run", "round", "data holder", "decided at", "action", "effect", "clauses that failed"):
-        table.add_column(column, overflow="fold")
-    for one in shown:
-        effect = "✓ permit" if one["effect"] == "permit" else "✗ deny"
-        clauses = "; ".join(f"{failed['clause']}: {failed['meaning']}" for failed in one["failed"])
-        table.add_row(one["run"], str(one["round"] or ""), one["holder"], one["point"], one["action"], effect, clauses)
-    Console().print(table)
+    for name in dict.fromkeys(one["run"] for one in shown):
+        table = Table(title=f"Decisions of run {name}", title_justify="left", expand=True)
+        for column in ("round", "data holder", "decided by", "action", "answer"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("clauses that failed", overflow="fold", ratio=1)
+        for one in shown:
+            if one["run"] == name:
+                answer = "✓" if one["effect"] == "permit" else "✗"
+                clauses = "; ".join(f"{failed['clause']}: {failed['meaning']}" for failed in one["failed"])
+                where = _POINTS.get(one["point"], one["point"])
+                table.add_row(str(one["round"] or ""), one["holder"], where, one["action"], answer, clauses)
+        Console().print(table)
 
 
 def _decisions(directory: Path) -> Iterator[dict[str, Any]]:

@@ -95,7 +95,7 @@ class _Conductor:
             raise RunRefused(
                 "no round was committed: no data holder's update could be used",
                 expected="at least one data holder that permits the plan",
-                got=_who_refused(self.governor.outcomes, self.governor.absent),
+                got=self.governor.who_refused(),
                 next_step="`ringfence policy preview DIR` says what change of the plan would pass",
             )
         model = self._averaged_model()
@@ -301,13 +301,3 @@ def to_record(arrays: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
 
 def _coordinator_id(run: RunFile) -> str:
     return roots_of_run(run).coordinator_id
-
-
-def _who_refused(outcomes: list[RoundOutcome], absent: Mapping[str, Decision]) -> str:
-    clauses = {holder: set(denial.clauses) for holder, denial in absent.items()}
-    for outcome in outcomes:
-        for refusal in outcome.refused:
-            clauses.setdefault(refusal.holder, set()).update(refusal.clauses)
-        for rejected in outcome.rejected_updates:
-            clauses.setdefault(rejected.holder, set()).add(rejected.code)
-    return "; ".join(f"{holder}: {', '.join(sorted(names))}" for holder, names in sorted(clauses.items())) or "nobody"

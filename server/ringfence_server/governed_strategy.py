@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
-from ringfence_policy.errors import RunFailed
+from ringfence_policy.errors import RunFailed, RunRefused
 from ringfence_policy.protocol import METRICS_RECORD, WEIGHT_KEY
 from ringfence_policy.score_histogram import Rows
 from ringfence_policy.vocabulary import Action
@@ -62,9 +62,16 @@ class GovernedStrategy(Strategy):
         number = server_round + self._offset
         self._base = arrays
         permitted = self._governor.open_round(grid, number)
-        proposed = (
-            list(self.inner.configure_train(number, arrays, config, CohortView(grid, permitted))) if permitted else []
-        )
+        if not permitted and not any(outcome.committed for outcome in self._governor.outcomes):
+            self._governor.close_round("no data holder permits the plan")
+            raise RunRefused(
+                "no data holder permits this plan, so nothing was trained",
+                expected="at least one data holder that permits the plan",
+                got=self._governor.who_refused(),
+                next_step="`ringfence policy preview DIR` says what change of the plan would pass",
+            )
+        view = CohortView(grid, permitted)
+        proposed = list(self.inner.configure_train(number, arrays, config, view)) if permitted else []
         return self._governor.admit(number, proposed, arrays, Action.TRAIN)
 
     def aggregate_train(

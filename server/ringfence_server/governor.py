@@ -289,6 +289,18 @@ class Governor:
             self.seen[holder_id] = self.views[holder_id].introduction.coordinator_log_seen
         return self.coordinator.log_view(since=self.seen.get(holder_id, 0))
 
+    def who_refused(self) -> str:
+        """Every holder that refused or was refused in any round so far, with the clauses."""
+        clauses = {holder: set(denial.clauses) for holder, denial in self.absent.items()}
+        for outcome in self.outcomes:
+            for refusal in outcome.refused:
+                clauses.setdefault(refusal.holder, set()).update(refusal.clauses)
+            for rejected in outcome.rejected_updates:
+                clauses.setdefault(rejected.holder, set()).add(rejected.code)
+        return (
+            "; ".join(f"{holder}: {', '.join(sorted(names))}" for holder, names in sorted(clauses.items())) or "nobody"
+        )
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _cohort(

@@ -323,3 +323,10 @@ def test_documents_read_back_as_what_was_written():
     manifest = manifest_document(run_id="r", coordinator="c", made_at_ms=1, rehearsal=False, files={"a": b""})
     assert Manifest.from_document(manifest).files["a"].startswith("sha256:e3b0c442")
     assert Status.from_document(status_document("h", seq=1, issued_ms=5, good_until_ms=9)).is_fresh(now_ms=8)
+
+
+def test_a_later_status_may_not_leave_a_revocation_out(store):
+    withdrawn = RevokedPolicy(policy_id="cardiac", at_ms=95, reason="new committee", on_revoke="stop-now")
+    store.accept_status(status(1, 96, 150, revoked=[withdrawn]), 100)
+    refused(TrustReason.CHANGED, store.accept_status, status(2, 97, 150), 100)
+    assert store.accept_status(status(3, 98, 150, revoked=[withdrawn]), 100).revocation_of("cardiac")
