@@ -1,7 +1,7 @@
 """Putting a run's evidence together: every log, every signed paper and what the run claims, in one file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +110,25 @@ def _claims(
         holders[holder_id] = {
             "epsilon_micro": reply.dataset_epsilon_micro,
             "delta_pico": reply.dataset_delta_pico,
-            "epsilon_cap_micro": None if view is None else view.policy.epsilon_micro,
+            "epsilon_cap_micro": _cap(reply) if view is None else view.policy.epsilon_micro,
             "rounds": len(sent),
             "mechanism": sent[-1]["mechanism"] if sent else None,
         }
     return {"run": run.run_id, "rehearsal": plan.rehearsal, "holders": holders}
+
+
+def _cap(reply: EvidenceReply) -> int:
+    """The cap of the newest policy that a holder handed over, where it could not be met; 0 where there is none."""
+    newest = max(_policies(reply), key=lambda pair: pair[0].version, default=None)
+    return 0 if newest is None else newest[0].epsilon_micro
+
+
+def _policies(reply: EvidenceReply) -> Iterator[tuple[UsagePolicy, str]]:
+    for token in reply.policies:
+        try:
+            yield UsagePolicy.from_document(parse(token).claimed()), token
+        except RingfenceError:
+            continue  # the holder gave something that is no policy; what it decided under it will not verify
 
 
 def _holder_files(holder_id: str, reply: EvidenceReply) -> dict[str, bytes]:
@@ -127,10 +141,6 @@ def _holder_files(holder_id: str, reply: EvidenceReply) -> dict[str, bytes]:
         files[layout.holder_file(holder_id, layout.STATUS)] = reply.status.encode()
     if reply.participation:
         files[layout.holder_file(holder_id, layout.PARTICIPATION)] = reply.participation.encode()
-    for token in reply.policies:
-        try:
-            policy = UsagePolicy.from_document(parse(token).claimed())
-        except RingfenceError:
-            continue  # the holder gave something that is no policy; what it decided under it will not verify
+    for policy, token in _policies(reply):
         files[layout.policy_file(holder_id, policy.policy_id, policy.version)] = token.encode()
     return files

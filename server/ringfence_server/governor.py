@@ -6,6 +6,7 @@ be governed without knowing it.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -326,10 +327,12 @@ class Governor:
             )
             refusals |= dict.fromkeys(members, too_few)
             members = ()
-        if action is Action.TRAIN and not final:
-            refusals |= self.absent
+        asked_for = action is Action.TRAIN and not final
+        # What a holder refused is in its own log; in ours stands that it was therefore not asked.
+        not_asked = {holder: replace(denial, point=Point.COORDINATOR) for holder, denial in self.absent.items()}
+        permits_kept = {holder: found.decisions[holder] for holder in members} if final else {}
         with self.coordinator.database.transaction():
-            decisions = {**refusals, **({holder: found.decisions[holder] for holder in members} if final else {})}
+            decisions = {**refusals, **(not_asked if asked_for else {}), **permits_kept}
             for holder, decision in decisions.items():
                 self._log(
                     "decision",
@@ -339,7 +342,7 @@ class Governor:
                     action=action.value,
                     inputs=facts[holder].public_facts() if holder in facts else None,
                 )
-        return members, refusals
+        return members, {**refusals, **(self.absent if asked_for else {})}
 
     def _still_permitted(self, accepted: dict[str, tuple[Message, UseReply]]) -> dict[str, tuple[Message, UseReply]]:
         """Leave out who would not have taken part in the smaller cohort that is left after refusals and defects."""
