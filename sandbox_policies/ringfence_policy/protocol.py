@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ringfence_policy import canonical
 from ringfence_policy.errors import TrustRefused
+from ringfence_policy.strict_toml import LARGEST
 from ringfence_policy.vocabulary import Action, Evaluation
 
 # Flower's record keys and message types, in one place.
@@ -35,6 +36,8 @@ Token = Annotated[str, Field(max_length=1_000_000)]
 # Names files at every holder, so it may not walk: no separators, no leading dot.
 RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 NodeHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# As large as the facts of a request may be (request.RoundRequest).
+Amount = Annotated[int, Field(ge=0, le=LARGEST)]
 RoundNumber = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -108,13 +111,13 @@ class Standing(Body):
 
     mechanism: dict[str, Any]
     evaluation: Evaluation
-    rounds_used: int = Field(ge=0)
-    rounds_left: int = Field(ge=0)
-    epsilon_after_micro: int = Field(ge=0)
-    epsilon_cost_micro: int = Field(ge=0)
-    dataset_epsilon_micro: int = Field(ge=0)
-    dataset_epsilon_cap_micro: int = Field(ge=0)
-    dataset_delta_pico: int = Field(ge=0)
+    rounds_used: Amount
+    rounds_left: Amount
+    epsilon_after_micro: Amount
+    epsilon_cost_micro: Amount
+    dataset_epsilon_micro: Amount
+    dataset_epsilon_cap_micro: Amount
+    dataset_delta_pico: Amount
 
 
 class Introduction(Body):

@@ -141,6 +141,11 @@ class Coordinator:
             if (participation.run_id, participation.plan_digest) != (run_id, plan.digest):
                 raise TrustRefused("the participation is for another run or plan")
             settled = DpMechanism.from_document(said.standing.mechanism)
+            if said.coordinator_log_seen > self.log.size:
+                raise TrustRefused(
+                    "the holder has seen more of our log than there is",
+                    next_step="restore the coordinator's log.db from the newest backup",
+                )
             self.see(card, said.log, run_id=run_id)
         except RingfenceError as error:
             clause = "status" if "status" in error.summary else "signature"
