@@ -356,7 +356,15 @@ class Governor:
         for holder, denial in found.refusals.items():
             words = "; ".join(one.meaning for one in denial.failed)
             self._reject(self.cards[self._nodes[holder]], Defect(",".join(denial.clauses), words))
-        return {holder: accepted[holder] for holder in found.members}
+        fewest = self.plan.terms.cohort.min_holders
+        if len(found.members) >= fewest:
+            return {holder: accepted[holder] for holder in found.members}
+        for holder in found.members:
+            too_few = Defect(
+                "plan-min-holders", f"the plan asks for at least {fewest} updates, {len(found.members)} came"
+            )
+            self._reject(self.cards[self._nodes[holder]], too_few)
+        return {}
 
     def _defect(self, card: HolderCard, reply: Message, body: UseReply, base: ArrayRecord) -> Defect | None:
         training = self.plan.terms.training
