@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,3 +22,17 @@ def tiny_scenario(tmp_path: Path) -> Callable[..., Any]:
         return import_module("tiny_scenario").write_scenario(tmp_path / name, **changes)
 
     return write
+
+
+@pytest.fixture
+def tiny_run(tiny_scenario: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """A factory of runs in this process, each over a small scenario of its own: see support/tiny_run.py."""
+    opened: list[Any] = []
+
+    def start(name: str = "trees", *, seed: int | None = None, **changes: Any) -> Any:
+        opened.append(import_module("tiny_run").TinyRun(tiny_scenario(name, **changes), seed=seed))
+        return opened[-1]
+
+    yield start
+    for run in opened:
+        run.close()
