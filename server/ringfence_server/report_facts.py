@@ -96,6 +96,7 @@ class PreviewedHolder:
 
     holder: str
     permitted: bool
+    rounds_permitted: int
     reasons: tuple[Reason, ...]
     change: str
 
@@ -328,6 +329,7 @@ def _preview(item: Mapping[str, Any]) -> Preview:
             PreviewedHolder(
                 holder=_text(entry.get("holder")),
                 permitted=entry.get("permitted") is True,
+                rounds_permitted=_whole(entry.get("rounds_permitted")) or 0,
                 reasons=_reasons(entry.get("failed")),
                 change=_text(entry.get("change")),
             )

@@ -34,7 +34,7 @@ from ringfence_server.run_file import RunFile
 
 TRUSTED = (
     "each data holder, with its own records, its own noise and its own ledger",
-    "the coordinator, with nothing that is not already private: it sees noised updates and signed papers",
+    "the coordinator, with keeping the run going: it sees noised updates, signed papers and permitted measurements",
     "the operating system's random source of each data holder",
 )
 NOT_COVERED = (

@@ -194,7 +194,7 @@ def test_policies_previews_and_the_privacy_card_say_what_the_summary_says(page):
     words = _Page(page).words
     for said in (
         "heart-consortium may train on this data; nobody else may.",
-        "Purpose: insurance pricing. 3 of 4 data holders would refuse.",
+        "Purpose: insurance pricing. 3 of 4 data holders would refuse some or all rounds.",
         "State the purpose heart disease research.",
         "two datasets are neighbours if one has one record more",
         "a cryptographically secure generator, at each holder",
