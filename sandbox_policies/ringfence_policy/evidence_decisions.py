@@ -5,14 +5,14 @@ facts are held against the signed plan, and the gate decides once more. What onl
 is not judged: a holder's word stands for it, under a salted digest it can later be held to.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ringfence_policy import canonical
 from ringfence_policy.clauses import CLAUSES
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import RevokedPolicy
+from ringfence_policy.documents import RevokedPolicy, Status
 from ringfence_policy.evidence_papers import Entry, Evidence, HolderEvidence
 from ringfence_policy.evidence_records import (
     CoordinatorDecision,
@@ -249,28 +249,39 @@ def _check_release(evidence: Evidence, judged: Sequence[Judged], report: Report)
 
 def _check_revocations(holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
     status = holder.status
-    revoked = {entry.policy_id: entry for entry in status.revoked} if status is not None else {}
+    if status is None:  # none was needed, or the check of statuses has already failed
+        return
     learnt = {record.policy_id: entry for entry, record in reversed(select(holder.log.entries, Revoked))}
+    for policy_id, entry in learnt.items():
+        if status.revocation_of(policy_id) is None:
+            report(f"{entry}: the status here no longer revokes {policy_id}, and a revocation is final")
     for one in judged:
         record = one.entry.record
-        if not isinstance(record, HolderDecision) or one.holder_id != holder.holder_id:
-            continue
-        if not one.decision.permitted or one.action == "release":
-            continue
-        policy_id = str(one.decision.policy).rpartition("@")[0]
-        if status is not None and (record.status_seq or 0) > status.seq:
-            report(f"{one.entry}: names status {record.status_seq}, newer than the newest one here ({status.seq})")
-        withdrawn = revoked.get(policy_id)
-        if withdrawn is None or status is None or _may_finish(one, withdrawn):
-            continue
-        known_at = learnt.get(policy_id)
-        lifetime = status.good_until_ms - status.issued_ms
-        if known_at is not None and known_at.position < one.entry.position:
-            report(f"{one.entry}: permitted after the node knew that {policy_id} was revoked ({known_at})")
-        elif record.status_seq == status.seq:
-            report(f"{one.entry}: permitted under status {status.seq}, which revokes {policy_id}")
-        elif record.at_ms >= withdrawn.at_ms + lifetime:
-            report(f"{one.entry}: permitted more than a status's lifetime after {policy_id} was revoked")
+        if isinstance(record, HolderDecision) and one.holder_id == holder.holder_id and _is_use(one):
+            if (record.status_seq or 0) > status.seq:
+                report(f"{one.entry}: names status {record.status_seq}, newer than the newest one here ({status.seq})")
+            problem = _after_revocation(one, record, status, learnt)
+            if problem is not None:
+                report(f"{one.entry}: permitted {problem}")
+
+
+def _is_use(one: Judged) -> bool:
+    return one.decision.permitted and one.action != "release"
+
+
+def _after_revocation(one: Judged, record: HolderDecision, status: Status, learnt: Mapping[str, Entry]) -> str | None:
+    policy_id = str(one.decision.policy).rpartition("@")[0]
+    withdrawn = status.revocation_of(policy_id)
+    if withdrawn is None or _may_finish(one, withdrawn):
+        return None
+    known_at = learnt.get(policy_id)
+    if known_at is not None and known_at.position < one.entry.position:
+        return f"after the node knew that {policy_id} was revoked ({known_at})"
+    if record.status_seq == status.seq:
+        return f"under status {status.seq}, which revokes {policy_id}"
+    if record.at_ms >= withdrawn.at_ms + status.good_until_ms - status.issued_ms:
+        return f"more than a status's lifetime after {policy_id} was revoked"
+    return None
 
 
 def _may_finish(one: Judged, withdrawn: RevokedPolicy) -> bool:

@@ -99,6 +99,7 @@ def test_a_made_up_refusal_is_caught(world_of):
     outcome = world.run().verify()
     caught(outcome, "decisions", "coordinator, round 2", "purposes", "does not refuse")
     caught(outcome, "permits", "coordinator, round 2", "holder beta is in the cohort without a permit")
+    caught(outcome, "permits", "holder beta, round 2", "sent, though the coordinator's log has no permit")
 
 
 def test_a_refusal_under_another_reason_than_the_true_one_is_caught(world_of):
@@ -185,6 +186,38 @@ def test_going_back_to_an_older_policy_or_status_is_caught(world_of):
     caught(world.run().verify(), "decisions", "holder alpha, round 2", "alpha-terms@0")
 
 
+def test_going_back_to_an_older_signed_policy_is_caught(world_of):
+    """Both versions are in the bundle, and each decision fits the version it names; only their order is wrong."""
+
+    def change_terms(world, round_number):
+        alpha = world.holders["alpha"]
+        if round_number == 2:
+            world.first_terms = (alpha.policy, alpha.policy_token)
+            newer = {name: getattr(alpha.policy, name) for name in UsagePolicy.model_fields} | {"version": 2}
+            alpha.policy = UsagePolicy.model_construct(**newer)
+            alpha.policy_token = sign(
+                alpha.policy.to_document(), type=DocumentType.POLICY, key=next(iter(alpha.key.values()))
+            )
+        if round_number == 3:
+            world.second_terms = alpha.policy_token
+            alpha.policy, alpha.policy_token = world.first_terms
+        alpha.gate = type(alpha.gate)(alpha.policy)
+
+    world = world_of().run(before_round=change_terms)
+    files = {**world.files(), layout.policy_file("alpha", "alpha-terms", 2): world.second_terms.encode()}
+    caught(world.verify(files), "decisions", "holder alpha, round 3", "alpha-terms@1, though version 2")
+
+
+def test_a_record_about_a_holder_that_is_not_in_the_run_is_caught(world_of):
+    def stranger(record):
+        return [record, record | {"holder": "delta"}]
+
+    world = world_of(at_append={"consortium": told("decision", stranger, round=1, holder="beta")})
+    caught(world.run().verify(), "decisions", "coordinator, round 1", "about holder delta")
+    world = world_of(at_append={"consortium": told("peer-checkpoint", stranger, round=1, holder="beta")})
+    caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "delta, whose log is not here")
+
+
 def test_an_evaluation_without_a_permit_or_of_another_kind_is_caught(world_of):
     world = world_of(at_append={"beta": told("decision", lambda _record: [], action="evaluate")})
     caught(world.run().verify(), "permits", "holder beta, round 3", "measured without a permit")
@@ -231,6 +264,14 @@ def test_a_use_later_than_a_status_lives_after_a_revocation_is_caught(world_of):
     world.run(before_round=revoke_in_round_3(tell="nobody", lifetime_later=True))
     world.holders["alpha"].status_seq = 9
     caught(world.verify(), "revocation", "holder alpha, round 3", "more than a status's lifetime")
+
+
+def test_a_revocation_that_the_officer_seems_to_have_taken_back_is_caught(world_of):
+    def tell(world, round_number):
+        if round_number == 3:
+            world.holders["alpha"].record("revoked", round_number, policy_id="alpha-terms")
+
+    caught(world_of().run(before_round=tell).verify(), "revocation", "holder alpha, round 3", "a revocation is final")
 
 
 def test_a_status_newer_than_the_newest_one_shown_is_caught(world_of):
@@ -366,6 +407,7 @@ def test_claims_of_another_shape_are_caught(honest, change):
     change(claims)
     outcome = honest.verify({layout.CLAIMS: canonical.encode(claims)})
     assert [problem.name for problem in outcome.problems] == ["claims"]
+    assert "be completed" not in outcome.problems[0].detail
 
 
 def test_a_second_run_that_forgets_the_first_is_caught(world_of):
