@@ -51,11 +51,18 @@ def answering(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except RingfenceError as error:
-            if kwargs.get("as_json"):
-                _say_json({"error": error.to_document()})
-            else:
-                typer.echo(str(error), err=True)
-            raise typer.Exit(error.exit_code) from error
+            fault = error
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("ringfence"):
+                raise  # our own part is missing, which no extra mends
+            fault = _missing(error)
+        else:
+            return
+        if kwargs.get("as_json"):
+            _say_json({"error": fault.to_document()})
+        else:
+            typer.echo(str(fault), err=True)
+        raise typer.Exit(fault.exit_code) from fault
 
     return run
 
@@ -222,6 +229,15 @@ def import_odrl_command(
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _missing(error: ModuleNotFoundError) -> Fault:
+    """What to say where an extra was not installed: the base installation is for auditors and data officers."""
+    return Fault(
+        "this command needs a library that is not installed",
+        got=f"no module named {error.name}",
+        next_step="install it for the role: 'ringfence[client]' for a data holder, 'ringfence[all]' to run and to show",
+    )
 
 
 def _sentences(policy: "UsagePolicy") -> Iterator[tuple[str | None, str, str]]:

@@ -126,6 +126,15 @@ def test_an_auditor_verifies_evidence_with_the_base_dependencies_alone(tmp_path)
     assert result.returncode in (2, 3)
 
 
+def test_a_command_whose_extra_is_missing_says_what_to_install(tmp_path):
+    wall = IMPORT_ALL.split("import {package}", maxsplit=1)[0].format(forbidden=("polars", "torch", "flwr"))
+    arguments = ["ringfence", "demo", "--out", str(tmp_path / "demo")]
+    result = _run(f"{wall}\nsys.argv = {arguments!r}\nfrom ringfence_server.cli import main\nmain()")
+    assert result.returncode == 1
+    assert "ringfence[all]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 @pytest.mark.parametrize("program", ["ringfence_server.cli", "ringfence_client.cli"])
 def test_help_loads_no_engine_no_flower_no_torch_no_pydantic(program):
     """A person who asks what a command does gets the answer at once, also on a slow laptop."""
