@@ -16,7 +16,7 @@ from ringfence_client.home import HolderHome
 from ringfence_policy.database import Database
 from ringfence_policy.documents import RevokedPolicy, Role, Status, key_list_document, status_document
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import DocumentInvalid, ScenarioInvalid, TrustRefused
+from ringfence_policy.errors import DocumentInvalid, Refused, ScenarioInvalid, TrustRefused
 from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, TrustReason, open_signed, sign
 from ringfence_policy.ledger import PrivacyLedger
 from ringfence_policy.policy import UsagePolicy, read_policy
@@ -149,6 +149,17 @@ def signed_policy(home: HolderHome) -> UsagePolicy | None:
         return None
     key = SigningKey.load(home.keys / "policy.jwk").public()
     return UsagePolicy.from_document(open_signed(path.read_text(), type=DocumentType.POLICY, key=key))
+
+
+def is_revoked(home: HolderHome) -> bool:
+    """Whether the last status signed here revokes the signed policy; also where either of them cannot be read."""
+    policy = signed_policy(home)
+    key = SigningKey.load(home.keys / "status.jwk").public()
+    try:
+        document = open_signed((home.papers / "status.jws").read_text(), type=DocumentType.STATUS, key=key)
+        return policy is None or Status.from_document(document).revocation_of(policy.policy_id) is not None
+    except (OSError, Refused):
+        return True
 
 
 def renew_status(home: HolderHome, *, now_ms: int) -> Status:
