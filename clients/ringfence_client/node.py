@@ -152,6 +152,7 @@ class HolderNode:
             plan=plan,
             settlement=settlement,
             rehearsal_seed=proposal.rehearsal_seed,
+            coordinator_keys=proposal.coordinator_keys,
         )
         # First the record: a crash in between leaves it twice, and never a use under a plan that nothing records.
         self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)

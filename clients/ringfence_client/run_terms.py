@@ -1,6 +1,7 @@
 """What a holder was shown for a run and settled for it, kept on disk so that a restart changes nothing."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ringfence_client.home import HolderHome
@@ -15,18 +16,23 @@ from ringfence_policy.trust_store import TrustStore
 
 @dataclass(frozen=True)
 class RunTerms:
-    """One run as this holder agreed to see it. `rehearsal_seed` is None unless the plan is a rehearsal."""
+    """One run as this holder agreed to see it. `rehearsal_seed` is None unless the plan is a rehearsal.
+
+    `coordinator_keys` is the coordinator's key list as shown with the plan, so that a restarted node can go on.
+    """
 
     run_id: str
     plan_token: str
     plan: TrainingPlan
     settlement: Settlement
     rehearsal_seed: int | None
+    coordinator_keys: str
 
     def save(self, home: HolderHome) -> None:
         """Keep the terms; the plan as the coordinator signed it."""
         document = {
             "plan": self.plan_token,
+            "coordinator_keys": self.coordinator_keys,
             "settlement": self.settlement.to_document(),
             "rehearsal_seed": self.rehearsal_seed,
         }
@@ -63,10 +69,14 @@ class KnownTerms:
 def _read(run_id: str, data: bytes, *, coordinator: TrustStore, now_ms: int) -> RunTerms:
     try:
         document = json.loads(data)
-        token, seed = document["plan"], document["rehearsal_seed"]
+        token, keys, seed = document["plan"], document["coordinator_keys"], document["rehearsal_seed"]
         settlement = Settlement.from_document(document["settlement"])
     except (ValueError, KeyError, TypeError, DocumentInvalid):
         raise TrustRefused("what was kept of this run's plan is unreadable", got=f"{len(data)} bytes") from None
+    # After a restart the coordinator's keys are not at hand until it shows them again. Where it has shown newer ones
+    # since, these are refused, and the plan is judged by the newer ones.
+    with suppress(TrustRefused):
+        coordinator.accept_keys(keys)
     plan = coordinator.accept(token, type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
     return RunTerms(
         run_id=run_id,
@@ -74,4 +84,5 @@ def _read(run_id: str, data: bytes, *, coordinator: TrustStore, now_ms: int) -> 
         plan=TrainingPlan.from_document(plan),
         settlement=settlement,
         rehearsal_seed=seed,
+        coordinator_keys=keys,
     )

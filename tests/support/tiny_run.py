@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
 from tiny_scenario import TinyScenario
 
@@ -19,11 +19,14 @@ from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_policy.errors import RingfenceError
 from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, Body, UseRequest
+from ringfence_policy.vocabulary import Action
 from ringfence_server.conduct import read_plan, to_record
+from ringfence_server.conversation import read_refusal
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
 from ringfence_server.governed_strategy import GovernedStrategy
-from ringfence_server.governor import Governor, arrays_of
+from ringfence_server.governor import Governor, arrays_of, model_digest
 from ringfence_server.outcome import RoundOutcome
 from ringfence_server.run_file import INITIAL_MODEL, RunFile, reach, start_run
 from ringfence_server.scenario import load_scenario
@@ -128,6 +131,49 @@ class TinyRun:
         self.govern(inner).start(grid=self.grid, initial_arrays=to_record(self.initial()), num_rounds=number)
         return self.governor.outcomes
 
+    def before(self, kind: str, round_number: int, act: Callable[[], object]) -> None:
+        """Let something happen just before the messages of one kind and round are delivered."""
+        deliver = self.deliver
+
+        def wrapped(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+            if messages and messages[0].metadata.message_type == kind and round_of(messages[0]) == round_number:
+                act()
+            return deliver(messages, contexts)
+
+        self.deliver = wrapped
+
+    def request(self, holder: str, *, arrays: Mapping[str, np.ndarray] | None = None, **changes: Any) -> Message:
+        """Ask one holder for a use past every gate of the coordinator, and give its reply.
+
+        Args:
+            holder: Who is asked. Its peers' papers are those of the last offer.
+            arrays: The model; the initial one by default.
+            changes: Members of the UseRequest that differ from an honest one.
+        """
+        model = self.initial() if arrays is None else arrays
+        logs = self.node(holder).coordinator.memory()["logs"].values()
+        members: dict[str, Any] = {
+            "run_id": self.file.run_id,
+            "round_number": 1,
+            "attempt": 1,
+            "action": Action.TRAIN,
+            "plan_digest": self.plan.digest,
+            "base_model_digest": model_digest(model),
+            "cohort": {name: view.papers for name, view in self.governor.views.items()},
+            "known_size": 0,
+            "log": self.coordinator.log_view(since=max((log["size"] for log in logs), default=0)),
+        }
+        body = UseRequest(**(members | changes))
+        return self.say(holder, body.action.value, body, arrays=model)
+
+    def say(self, holder: str, kind: str, body: Body, *, arrays: Mapping[str, np.ndarray] | None = None) -> Message:
+        """Send one holder one message and give its reply."""
+        content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: body.to_bytes()})})
+        if arrays is not None:
+            content[ARRAYS_RECORD] = to_record(arrays)
+        (reply,) = self.grid.send_and_receive([Message(content, self.node_ids[holder], kind)])
+        return reply
+
     # --- what is left of it ------------------------------------------------------------------------------------------
 
     def log_of(self, holder: str, kind: str | None = None) -> list[Mapping[str, Any]]:
@@ -164,6 +210,17 @@ class TinyRun:
     def _commit(self, round_number: int, arrays: ArrayRecord, record: Mapping[str, Any]) -> None:
         self.models[round_number] = arrays_of(arrays)
         self.coordinator.append("round-committed", run_id=self.file.run_id, round_number=round_number, **record)
+
+
+def round_of(message: Message) -> int:
+    """The round that a question or a request is about; 0 where it is about none."""
+    body = json.loads(message.content[BODY_RECORD][BODY_KEY])
+    return int(body.get("round_number", 0))
+
+
+def clauses_of(reply: Message) -> tuple[str, ...]:
+    """What a refusal names; nothing where the reply is none."""
+    return read_refusal(reply).clauses if reply.has_error() else ()
 
 
 def _of_kind(records: Sequence[Mapping[str, Any]], kind: str | None) -> list[Mapping[str, Any]]:

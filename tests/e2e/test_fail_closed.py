@@ -1,0 +1,99 @@
+"""Where the engine, the ledger or the data fails, nothing is used, and nobody else is held up."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+from refusal_facts import BEFORE_TRAINING, assert_nothing_left, offer_of, refusals
+from tiny_run import clauses_of
+
+from ringfence_policy.errors import RunRefused
+
+# --- the engine, the ledger, the data -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["ringfence_policy.cedar.CedarEngine.ask", "ringfence_policy.gate.failed_clauses"])
+def test_an_engine_that_fails_permits_nothing(tiny_run, monkeypatch, target):
+    def broken(*_, **__):
+        raise MemoryError("cedar has no more memory")
+
+    run = tiny_run()
+    run.propose()
+    monkeypatch.setattr(target, broken)
+    assert clauses_of(run.request("elm")) == ("engine",)
+    assert_nothing_left(run, "elm")
+    assert run.denials("elm") == [(1, BEFORE_TRAINING, ("engine",))]
+    with pytest.raises(RunRefused, match="elm: engine"):
+        run.train(rounds=1)
+
+
+def test_an_engine_that_disagrees_with_the_reference_permits_nothing(tiny_run, monkeypatch):
+    run = tiny_run()
+    run.propose()
+    monkeypatch.setattr("ringfence_policy.gate.failed_clauses", lambda *_, **__: frozenset({"columns"}))
+    assert "engine" in clauses_of(run.request("elm"))
+    assert_nothing_left(run, "elm")
+
+
+def test_a_locked_ledger_stops_its_holder_and_nobody_else(tiny_run):
+    run = tiny_run()
+    run.propose()
+    database = run.node("elm").database
+    database.connection.execute("PRAGMA busy_timeout = 20")
+    with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        outcome = run.train(rounds=1)[0]
+        other.execute("ROLLBACK")
+    assert refusals(outcome)["elm"][1] == ("ledger-fault",)
+    assert outcome.cohort == ["alder", "birch"]
+    assert outcome.committed
+    assert_nothing_left(run, "elm")
+    assert not run.request("elm", round_number=2).has_error()
+
+
+@pytest.mark.parametrize("fate", ["corrupt", "missing", "emptied"])
+def test_without_a_sound_ledger_a_holder_uses_nothing(tiny_run, fate):
+    run = tiny_run()
+    run.train(rounds=1)
+    run.restart_nodes()
+    path = run.home("elm").database
+    for leftover in path.parent.glob("ledger.db-*"):
+        leftover.unlink()
+    if fate == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if fate == "emptied" else b"\x00\xff" * 4096)
+    reply = run.say("elm", "query.offer", offer_of(run))
+    assert clauses_of(reply) == ("ledger-fault",)
+    outcome = run.train(rounds=1)[-1]
+    assert refusals(outcome)["elm"][1] == ("ledger-fault",)
+    assert outcome.cohort == ["alder", "birch"]
+    if fate == "missing":
+        assert not path.exists()
+
+
+def test_a_ledger_taken_away_under_an_open_node_stops_it(tiny_run):
+    run = tiny_run()
+    run.propose()
+    path = run.home("elm").database
+    path.rename(path.with_name("elsewhere.db"))
+    assert clauses_of(run.request("elm")) == ("ledger-fault",)
+    path.with_name("elsewhere.db").rename(path)
+    assert_nothing_left(run, "elm")
+    assert not run.request("elm").has_error()
+
+
+def test_data_that_does_not_fit_is_refused_and_none_of_its_values_is_said_anywhere(tiny_run):
+    run = tiny_run()
+    data = run.scenario.holder("elm") / "data.csv"
+    data.write_text(data.read_text().replace("wet", "QX7-4711-secret-soil", 1))
+    outcome = run.train(rounds=1)[0]
+    assert refusals(outcome) == {"elm": (BEFORE_TRAINING, ("data",))}
+    assert outcome.cohort == ["alder", "birch"]
+    assert_nothing_left(run, "elm")
+    assert {clauses for _, _, clauses in run.denials("elm")} == {("data",)}
+    run.restart_nodes()
+    places = [run.scenario.directory / "coordinator", run.scenario.directory / "runs", run.home("elm").state]
+    for path in (path for place in places for path in place.rglob("*") if path.is_file()):
+        assert b"QX7" not in path.read_bytes(), path
+    assert all("QX7" not in (reply.error.reason or "") for reply in run.replies if reply.has_error())
