@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ringfence_policy.clauses import explain
 from ringfence_policy.errors import UsageError
+from ringfence_policy.policy import read_policy
 from ringfence_server import cli_run
+from ringfence_server.scenario import bundled_scenario
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,18 +27,6 @@ EXPECTED = {"ringfence run mine --resume": 2}
 def commands():
     blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A directory as it is after `make demo`, from a run of two rounds instead of twelve."""
-    directory = tmp_path_factory.mktemp("readme")
-    demo = directory / "build" / "demo"
-    assert call(directory, f"ringfence scenario new {demo / 'heart'}").returncode == 0
-    shorten(demo / "heart")
-    done = call(directory, f"ringfence run {demo / 'heart'} --out {demo} --json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return directory
 
 
 def call(directory, command):
@@ -65,38 +56,41 @@ def test_the_two_first_commands_are_targets_of_the_makefile():
     assert "-m pytest" in makefile
 
 
-def test_every_command_in_the_readme_works_in_its_order(place):
+def test_every_command_in_the_readme_works_in_its_order_and_leaves_what_it_promises(tmp_path):
+    # As after `make demo`, from a run of two rounds instead of twelve.
+    demo = tmp_path / "build" / "demo"
+    assert call(tmp_path, f"ringfence scenario new {demo / 'heart'}").returncode == 0
+    shorten(demo / "heart")
+    done = call(tmp_path, f"ringfence run {demo / 'heart'} --out {demo} --json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("report.html", "summary.json", "model.safetensors", "evidence.zip", "roots.json"):
+        assert (demo / name).stat().st_size > 0, name
     shown = [command for command in commands() if not command.startswith("make ")]
     assert len(shown) >= 15
     assert {command.split()[0] for command in shown} == set(PROGRAMS)
     for command in shown:
-        done = call(place, command)
+        done = call(tmp_path, command)
         assert done.returncode == EXPECTED.get(command, 0), f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
         assert "Traceback" not in done.stderr, command
         if command == "ringfence scenario new mine":
-            shorten(place / "mine")
+            shorten(tmp_path / "mine")
 
 
-def test_the_sentences_shown_are_those_the_policy_says(place):
-    policy = "build/demo/heart/holders/cleveland/policy.toml"
-    spoken = call(place, f"ringfence policy explain {policy}").stdout
+def test_the_sentences_shown_are_those_the_policy_says():
+    policy = bundled_scenario("heart") / "holders" / "cleveland" / "policy.toml"
+    spoken = "".join(f"  - {sentence}\n" for sentence in explain(read_policy(policy)))
     sentences = re.findall(r"^  - (.+)$", README.split("policy explain` says")[1].split("```sh")[0], flags=re.MULTILINE)
     assert len(sentences) >= 4
     for sentence in sentences:
         assert f"  - {sentence}\n" in spoken
-    written = (place / policy).read_text()
+    written = policy.read_text()
     for line in re.search(r"^```toml\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)[1].splitlines():
         assert line in written, f"README shows {line!r}, which the bundled policy does not have"
 
 
-def test_the_files_that_the_readme_promises_are_there(place):
-    for name in ("report.html", "summary.json", "model.safetensors", "evidence.zip", "roots.json"):
-        assert (place / "build" / "demo" / name).stat().st_size > 0, name
-
-
-def test_what_would_happen_for_a_commercial_product_is_what_the_readme_shows(place):
-    assert call(place, "ringfence scenario new fresh").returncode == 0
-    answer = call(place, "ringfence policy preview fresh --plan fresh/plan-commercial.toml --json")
+def test_what_would_happen_for_a_commercial_product_is_what_the_readme_shows(tmp_path):
+    assert call(tmp_path, "ringfence scenario new fresh").returncode == 0
+    answer = call(tmp_path, "ringfence policy preview fresh --plan fresh/plan-commercial.toml --json")
     cleveland = next(one for one in json.loads(answer.stdout)["holders"] if one["holder"] == "cleveland")
     assert not cleveland["permitted"]
     assert cleveland["change"] in README
@@ -112,20 +106,20 @@ def test_the_numbers_of_the_benchmark_are_those_that_the_decision_record_measure
     assert f"{published[1]} and {published[2]}" in paragraph
 
 
-def test_an_earlier_demonstration_is_kept(place, monkeypatch):
+def test_an_earlier_demonstration_is_kept(tmp_path, monkeypatch):
     """Its budgets are spent: a new demonstration in its place must not make them look unspent."""
     monkeypatch.setattr(cli_run, "run_directory", lambda *_, **__: 0)
-    out = place / "shown"
+    out = tmp_path / "shown"
     for _ in range(3):
         assert cli_run.demonstrate("heart", out=out, seed=None, as_json=True) == 0
         (out / "heart" / "spent").touch()
-    assert sorted(path.name for path in place.glob("shown*")) == ["shown", "shown.1", "shown.2"]
-    assert all((path / "heart" / "spent").exists() for path in place.glob("shown*"))
+    assert sorted(path.name for path in tmp_path.glob("shown*")) == ["shown", "shown.1", "shown.2"]
+    assert all((path / "heart" / "spent").exists() for path in tmp_path.glob("shown*"))
 
 
-def test_a_demonstration_overwrites_nothing_else(place, monkeypatch):
+def test_a_demonstration_overwrites_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_run, "run_directory", lambda *_, **__: 0)
-    mine = place / "precious"
+    mine = tmp_path / "precious"
     mine.mkdir()
     (mine / "letter.txt").write_text("keep me")
     with pytest.raises(UsageError, match="in use for something else"):
