@@ -150,6 +150,13 @@ def test_a_line_that_is_no_record_is_caught_by_its_place(honest, line):
     caught(honest.verify({name: honest.files[name][:-1]}), "logs", "holder beta", "does not end with a whole line")
 
 
+def test_a_line_that_is_json_but_no_object_is_named_plainly(honest):
+    lines = honest.files[layout.holder_file("beta", layout.LOG)].split(b"\n")
+    lines[4] = b"[]"
+    outcome = honest.verify({layout.holder_file("beta", layout.LOG): b"\n".join(lines)})
+    caught(outcome, "logs", "holder beta, record 4", "a log line is not a record")
+
+
 def test_a_record_of_the_other_sides_kind_is_caught(honest):
     records = [*honest.log("beta"), honest.log("consortium")[0]]
     caught(honest.verify(honest.relog("beta", records)), "logs", "does not belong in this log")
@@ -275,6 +282,17 @@ def test_a_holder_committed_in_a_round_it_refused_is_caught(world_of):
     outcome = world.run().verify()
     caught(outcome, "cohorts", "coordinator, round 3", "holder gamma", "its log has no update in this round")
     caught(outcome, "permits", "coordinator, round 3", "holder gamma is in the cohort without a permit")
+
+
+def test_an_update_committed_without_a_record_of_receiving_it_is_caught(world_of):
+    world = world_of(at_append={"consortium": told("update-received", lambda _record: [], round=2, holder="beta")})
+    outcome = world.run().verify()
+    caught(outcome, "cohorts", "coordinator, round 2", "holder beta", "did not record receiving")
+
+
+def test_a_holder_both_in_the_cohort_and_among_the_refusals_is_caught(world_of):
+    world = world_of(at_append={"consortium": told("round-committed", with_(refused={"beta": ["purposes"]}), round=2)})
+    caught(world.run().verify(), "cohorts", "coordinator, round 2", "holder beta stands both")
 
 
 def test_an_update_exchanged_for_another_on_the_way_is_caught(world_of):
