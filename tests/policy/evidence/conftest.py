@@ -3,6 +3,7 @@
 A party can be made to lie through `at_append`: its log then holds, properly signed, what the lie makes of each record.
 """
 
+import contextlib
 import dataclasses
 import json
 from datetime import UTC, datetime
@@ -239,7 +240,14 @@ class World:
         for holder in self.holders.values():
             self.coordinator.record("peer-checkpoint", round_number, holder=holder.name, checkpoint=holder.checkpoint())
 
-    def run(self, run_id="run-1", *, before_round=None, after_rounds=None):
+    def run(self, run_id="run-1", **hooks):
+        """Run the plan once. One transaction per database: what is tested here is evidence, not durability."""
+        with contextlib.ExitStack() as stack:
+            for party in (self.coordinator, *self.holders.values()):
+                stack.enter_context(party.database.transaction())
+            return self._run(run_id, **hooks)
+
+    def _run(self, run_id, *, before_round=None, after_rounds=None):
         self.run_id = run_id
         self.model_digest = digest_of("initial model")
         self.participation = {name: one.participation_token() for name, one in self.holders.items()}
