@@ -77,6 +77,33 @@ def schema(directory: Directory, *, as_json: AsJson = False) -> None:
 
 @app.command()
 @answering
+def peer(
+    directory: Directory,
+    holder_id: Annotated[str, typer.Argument(metavar="ID", help="The other holder.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Its root key (root.jwk), as it gave it to you.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Get to know another data holder. Only holders that DIR knows count towards min_holders."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.peers import known_peers, meet_peers  # noqa: PLC0415
+    from ringfence_policy.errors import UsageError  # noqa: PLC0415
+    from ringfence_policy.identity import PublicKey  # noqa: PLC0415
+
+    try:
+        key = PublicKey.from_jwk(json.loads(root.read_text()))
+    except (OSError, ValueError) as error:
+        raise UsageError("not a root key", expected="a root.jwk", got=type(error).__name__, where=str(root)) from None
+    home = HolderHome(directory)
+    meet_peers(home, {holder_id: key})
+    if as_json:
+        typer.echo(json.dumps({name: known.thumbprint for name, known in known_peers(home).items()}))
+    else:
+        typer.echo(f"{holder_id} is known by {key.thumbprint}: compare it with them by telephone")
+
+
+@app.command()
+@answering
 def status(directory: Directory, *, as_json: AsJson = False) -> None:
     """Show whether the policy of DIR stands or is revoked."""
     from ringfence_client.home import HolderHome  # noqa: PLC0415

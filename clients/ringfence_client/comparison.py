@@ -1,7 +1,7 @@
 """Comparison lines for a run on published data: what training without privacy, or alone, or on a pool would give.
 
-Nothing here asks the ledger, so it runs only where every holder's signed policy allows a rehearsal. Who has revoked its
-policy is left out, as from any other use.
+Nothing here asks the ledger, so it runs only where every holder's signed policy allows a rehearsal; and only over those
+whose policies permit this plan, purpose and all, at that moment.
 """
 
 import json
@@ -13,8 +13,14 @@ from ringfence_client.datasource import load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import is_revoked, signed_policy
 from ringfence_client.references import ReferenceHolder, compute_references
+from ringfence_policy.decision import Point
+from ringfence_policy.errors import DataInvalid
+from ringfence_policy.facts import Cost, use_request
+from ringfence_policy.gate import PolicyGate
+from ringfence_policy.ledger import now_ms
 from ringfence_policy.plan import TrainingPlan
-from ringfence_policy.vocabulary import Rehearsal
+from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.vocabulary import Action, Evaluation, Rehearsal
 
 
 def compare(directories: Mapping[str, str], plan: TrainingPlan, *, measured_on: Collection[str]) -> dict[str, Any]:
@@ -26,10 +32,8 @@ def compare(directories: Mapping[str, str], plan: TrainingPlan, *, measured_on: 
         measured_on: The holders on whose test records the private model was measured.
 
     Returns:
-        What `compute_references` gives, and `left_out`, the holders that have revoked; or {"note": why there are none}.
-
-    Raises:
-        DataInvalid: A holder's data does not fit the plan's schema.
+        What `compute_references` gives, and `left_out`, the holders whose policies do not permit it (any more); or
+        {"note": why there are none}.
     """
     homes = {holder_id: HolderHome(Path(directory)) for holder_id, directory in directories.items()}
     policies = {holder_id: signed_policy(home) for holder_id, home in homes.items()}
@@ -41,17 +45,46 @@ def compare(directories: Mapping[str, str], plan: TrainingPlan, *, measured_on: 
     if forbidding:
         names = ", ".join(forbidding)
         return {"note": f"No comparison lines: the policy of {names} forbids any use without privacy."}
-    left_out = [holder_id for holder_id, home in homes.items() if is_revoked(home)]
-    holders = {}
-    for holder_id, home in homes.items():
-        if holder_id in left_out:
-            continue
-        data = load_dataset(home.directory, plan.dataset_schema)
-        dataset = home.profile.dataset
-        train, test = data.split(plan.terms.evaluation.test_fraction, salt=dataset.dataset_id)
-        holders[holder_id] = ReferenceHolder(train=train, test=test, weight=dataset.weight)
-    if not holders:
-        return {"note": "No comparison lines: every data holder has revoked its policy."}
+    permitting = {
+        holder_id: home
+        for holder_id, home in homes.items()
+        if (policy := policies[holder_id]) is not None and _permits(policy, home, plan, company=len(homes))
+    }
+    if not permitting:
+        return {"note": "No comparison lines: no data holder's policy permits them."}
+    try:
+        holders = {holder_id: _published(home, plan) for holder_id, home in permitting.items()}
+    except DataInvalid:
+        return {"note": "No comparison lines: a data holder's records do not fit the schema."}
     model = json.loads(plan.terms.model.model_dump_json())
     lines = compute_references(holders, model=model, rounds=plan.terms.training.rounds, measured_on=measured_on)
-    return {**lines, "left_out": sorted(left_out)}
+    return {**lines, "left_out": sorted(homes.keys() - permitting.keys())}
+
+
+def _permits(policy: UsagePolicy, home: HolderHome, plan: TrainingPlan, *, company: int) -> bool:
+    """Whether the policy permits training and exact measures of this plan as a rehearsal, right now."""
+    gate, revoked = PolicyGate(policy), is_revoked(home)
+    rehearsal = plan.model_copy(update={"rehearsal": True})
+    for action, evaluation in ((Action.TRAIN, Evaluation.NONE), (Action.EVALUATE, Evaluation.EXACT)):
+        facts = use_request(
+            rehearsal,
+            policy,
+            action=action,
+            now_ms=now_ms(),
+            cohort_size=company,
+            cost=Cost(),
+            evaluation=evaluation,
+            revoked=revoked,
+            status_fresh=True,
+        )
+        # Not judged: the row count. These records are published, and the holder says so by allowing rehearsals.
+        if not gate.redecide(facts, point=Point.BEFORE_TRAINING).permitted:
+            return False
+    return True
+
+
+def _published(home: HolderHome, plan: TrainingPlan) -> ReferenceHolder:
+    data = load_dataset(home.directory, plan.dataset_schema)
+    dataset = home.profile.dataset
+    train, test = data.split(plan.terms.evaluation.test_fraction, salt=dataset.dataset_id)
+    return ReferenceHolder(train=train, test=test, weight=dataset.weight)

@@ -254,8 +254,13 @@ def _words(values: pl.Series, vocabulary: Sequence[str], faults: list[str]) -> p
 
 
 def _row_digests(checked: pl.DataFrame) -> tuple[bytes, ...]:
-    """Name each row by its own content, in the schema's order of columns, absent values empty."""
-    texts = checked.select(
-        pl.concat_str([pl.col(name).cast(pl.String).fill_null("") for name in checked.columns], separator=_SEPARATOR)
-    ).to_series()
+    """Name each row by its own content: names and values in the names' order, absent values empty.
+
+    The order of the schema's columns says nothing about a record, and may not move it to another side of the split.
+    """
+    pairs = [
+        pl.concat_str([pl.lit(name), pl.col(name).cast(pl.String).fill_null("")], separator="=")
+        for name in sorted(checked.columns)
+    ]
+    texts = checked.select(pl.concat_str(pairs, separator=_SEPARATOR)).to_series()
     return tuple(hashlib.sha256(text.encode()).digest() for text in texts)

@@ -1,9 +1,12 @@
 """How a holder in this process makes itself known: the card that a real holder hands over out of band."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import root_of, set_up
+from ringfence_client.peers import meet_peers
+from ringfence_policy.identity import PublicKey
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.protocol import HolderCard
 
@@ -25,3 +28,15 @@ def enrol(directory: str) -> HolderCard:
         weight=profile.dataset.weight,
         root=root_of(home).jwk,
     )
+
+
+def introduce(directory: str, cards: Sequence[HolderCard]) -> None:
+    """Let a holder of this process get to know the others, as real holders do out of band.
+
+    Raises:
+        TrustRefused: One of them was known under another root key.
+    """
+    home = HolderHome(Path(directory))
+    others = {card.holder_id: PublicKey.from_jwk(card.root) for card in cards}
+    others.pop(home.profile.holder_id, None)
+    meet_peers(home, others)

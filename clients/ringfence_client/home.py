@@ -64,6 +64,11 @@ class HolderHome:
         return own if own.exists() else self.directory.parent.parent / "schema.toml"
 
     @property
+    def peers(self) -> Path:
+        """Root keys of the other holders that this one knows."""
+        return self.papers / "peers.json"
+
+    @property
     def agreed_schema(self) -> Path:
         """The digest of the schema that the data officer agreed to. A plan with another one is never read data by."""
         return self.papers / "schema.digest"

@@ -13,7 +13,7 @@ from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
-from ringfence_client.peers import takes_part
+from ringfence_client.peers import known_peers, takes_part
 from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
@@ -312,16 +312,16 @@ class HolderNode:
     def count_cohort(self, terms: RunTerms, cohort: Mapping[str, PeerPapers], *, training_round: int | None) -> int:
         """Count the cohort from its members' own signatures, this holder included.
 
-        A peer counts when its keys lead to the root key in the approved plan, its status is fresh and revokes nothing,
-        and it signed that it takes part in this run under this plan; for training, also that its budget reaches
-        `training_round` (None for an evaluation). The coordinator's word counts for nothing.
+        A peer counts when this holder knows it, the plan names it, its keys lead to the root key it is known by, its
+        status is fresh and revokes nothing, and it signed that it takes part in this run under this plan; for training,
+        also that its budget reaches `training_round` (None for an evaluation).
         """
         present = {self.holder_id}
+        known = known_peers(self.home)
         for holder_id, papers in cohort.items():
-            planned = terms.plan.holders.get(holder_id)
-            if planned is None or holder_id == self.holder_id:
+            if holder_id not in known or holder_id not in terms.plan.holders or holder_id == self.holder_id:
                 continue
-            peer = self._trust.store(f"peer/{holder_id}", PublicKey.from_jwk(planned.root))
+            peer = self._trust.store(f"peer/{holder_id}", known[holder_id])
             if takes_part(peer, papers, terms, holder_id, training_round=training_round, now_ms=self.clock()):
                 present.add(holder_id)
         self._trust.save()

@@ -1,11 +1,51 @@
-"""Whether another holder is really in a round, by its own signatures and not by the coordinator's word."""
+"""Which other holders this one knows, and whether they are really in a round, by their own signatures.
 
+The coordinator's word counts for nothing here, and neither do holders that only its plan names: it could invent them.
+"""
+
+import json
+from collections.abc import Mapping
+
+from ringfence_client.home import HolderHome
 from ringfence_client.run_terms import RunTerms
 from ringfence_policy.documents import Participation, Role
+from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import TrustRefused
-from ringfence_policy.identity import DocumentType
+from ringfence_policy.identity import DocumentType, PublicKey
 from ringfence_policy.protocol import PeerPapers
 from ringfence_policy.trust_store import TrustStore
+
+
+def known_peers(home: HolderHome) -> dict[str, PublicKey]:
+    """The root keys of the holders that this one knows, by holder id.
+
+    Raises:
+        TrustRefused: The file holds something that is no public key.
+    """
+    if not home.peers.exists():
+        return {}
+    return {holder_id: PublicKey.from_jwk(jwk) for holder_id, jwk in json.loads(home.peers.read_text()).items()}
+
+
+def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:
+    """Get to know other holders by their root keys, learnt from them and not from a plan.
+
+    Raises:
+        TrustRefused: A holder was known under another root key.
+    """
+    known = known_peers(home)
+    for holder_id, root in roots.items():
+        pinned = known.setdefault(holder_id, root)
+        if pinned.thumbprint != root.thumbprint:
+            raise TrustRefused(
+                f"{holder_id} was known under another root key",
+                expected=pinned.thumbprint,
+                got=root.thumbprint,
+                where=str(home.peers),
+                next_step="find out from that holder itself which key is right",
+            )
+    document = {holder_id: root.jwk for holder_id, root in sorted(known.items())}
+    write_durably(home.peers, json.dumps(document, indent=1).encode())
 
 
 def takes_part(
@@ -20,7 +60,7 @@ def takes_part(
     """Whether a peer may be counted in a cohort. Papers that do not hold count for nobody.
 
     Args:
-        peer: What is known about the peer, pinned to the root key that the approved plan names for it.
+        peer: What is known about the peer, pinned to the root key that this holder knows it by.
         papers: Its papers, as the coordinator passed them on.
         terms: The run as this holder was shown it.
         holder_id: Whom the coordinator says the papers belong to.

@@ -2,6 +2,7 @@
 
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import agreed_schema, root_of
+from ringfence_client.peers import known_peers
 from ringfence_client.run_terms import RunTerms
 from ringfence_policy.identity import PublicKey
 from ringfence_policy.plan import TrainingPlan
@@ -28,6 +29,10 @@ def problem_with(
     roots_agree = all(
         PublicKey.from_jwk(peer.root).thumbprint == peer.root_thumbprint for peer in plan.holders.values()
     )
+    known = known_peers(home)
+    peers_agree = all(
+        holder not in known or known[holder].thumbprint == peer.root_thumbprint for holder, peer in plan.holders.items()
+    )
     expectations = {
         "a plan that names this holder": planned is not None,
         "a plan that names this holder's own root key": (
@@ -37,6 +42,7 @@ def problem_with(
             planned is not None and planned.weight == home.profile.dataset.weight
         ),
         "a plan whose root keys have the thumbprints it says": roots_agree,
+        "a plan that names the holders this one knows by the root keys it knows them by": peers_agree,
         # One organisation under two names would be counted twice where a policy asks for company.
         "a plan whose data holders have a root key each": len(thumbprints) == len(plan.holders),
         "a seed exactly when the plan is a rehearsal": plan.rehearsal == (proposal.rehearsal_seed is not None),

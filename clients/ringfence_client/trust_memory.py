@@ -1,5 +1,6 @@
 """What a holder remembers about the coordinator, its peers and itself, so that nothing older is ever accepted again."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,19 @@ class TrustMemory:
         return found
 
     def save(self) -> None:
-        """Write what was learnt, if anything was."""
-        memory = self._saved | {name: store.memory() for name, store in self._stores.items()}
-        if memory != self._saved:
-            write_durably(self._path, json.dumps(memory, sort_keys=True).encode())
+        """Write what was learnt, and learn what another process of this holder has written: marks only go forward."""
+        if self._saved == self._saved | {name: store.memory() for name, store in self._stores.items()}:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._path.with_name(f".{self._path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            written = _read(self._path) if self._path.exists() else {}
+            for name, store in self._stores.items():
+                if name in written:
+                    store.catch_up(written[name])
+            memory = self._saved | written | {name: store.memory() for name, store in self._stores.items()}
+            if memory != written:
+                write_durably(self._path, json.dumps(memory, sort_keys=True).encode())
             self._saved = memory
 
 

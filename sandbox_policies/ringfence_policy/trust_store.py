@@ -59,6 +59,23 @@ class TrustStore:
         """The high-water marks as plain JSON, for the caller to keep on disk."""
         return copy.deepcopy(self._memory)
 
+    def catch_up(self, memory: Mapping[str, Any]) -> None:
+        """Take over what another process has learnt about the same signer: of two marks, always the later one.
+
+        Raises:
+            TrustRefused: The memory belongs to another root.
+        """
+        if memory.get("root") != self.root.thumbprint:
+            raise refusal(TrustReason.WRONG_OWNER, expected=f"the memory of root key {self.root.kid}")
+        mine = self._memory
+        for name in ("keys", "status"):
+            mine[name] = _later(mine[name], memory.get(name), by="number")
+        for name, by in (("policies", "number"), ("logs", "size")):
+            theirs = memory.get(name, {})
+            mine[name] = {key: _later(mine[name].get(key), theirs.get(key), by=by) for key in {*mine[name], *theirs}}
+        mine["revoked"] = sorted({*mine["revoked"], *memory.get("revoked", [])})
+        mine["owner"] = mine["owner"] or memory.get("owner")
+
     @property
     def owner(self) -> str | None:
         """The holder or coordinator this signer is, once known."""
@@ -213,6 +230,12 @@ class TrustStore:
 
 _POLICY_HEAD = ("id", "version", "holder")  # of the signed document's `policy` table
 _EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def _later(mine: dict[str, Any] | None, theirs: dict[str, Any] | None, *, by: str) -> dict[str, Any] | None:
+    if mine is None or theirs is None:
+        return copy.deepcopy(mine or theirs)
+    return copy.deepcopy(theirs) if theirs[by] > mine[by] else mine
 
 
 def _forward(what: str, mark: Mapping[str, Any] | None, *, number: int, content: str) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def environment() -> dict[str, str]:
 def _references_note(references: Mapping[str, Any]) -> str:
     note = "The comparison lines are computed without privacy, on published data whose policies allow it."
     if references["left_out"]:
-        note += f" They leave out {', '.join(references['left_out'])}, which revoked."
+        note += f" They leave out {', '.join(references['left_out'])}, whose policy does not permit it (any more)."
     local = references["local"]
     elsewhere = [one["accuracy"] for one in local["elsewhere"].values() if one["accuracy"] is not None]
     if not elsewhere or local["accuracy"] is None:

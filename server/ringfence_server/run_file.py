@@ -19,6 +19,7 @@ from ringfence_server.scenario import Scenario
 
 # The holders' side, reached as Flower reaches it: by reference, never by import.
 ENROL = "ringfence_client.enrolment:enrol"
+INTRODUCE = "ringfence_client.enrolment:introduce"
 COHORT_APP = "ringfence_client.clientapp:cohort"
 INITIAL_MODEL = "ringfence_client.models:initial_arrays"
 COMPARISON = "ringfence_client.comparison:compare"
@@ -113,6 +114,8 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunF
     directories = {holder_id: str(scenario.holder_directory(holder_id).resolve()) for holder_id in scenario.holders}
     enrol = reach(ENROL)
     cards: dict[str, HolderCard] = {holder_id: enrol(path) for holder_id, path in sorted(directories.items())}
+    for path in directories.values():
+        reach(INTRODUCE)(path, list(cards.values()))
     plan = TrainingPlan(
         terms=scenario.plan,
         dataset_schema=scenario.schema,

@@ -36,3 +36,11 @@ def test_a_holder_that_revoked_is_left_out_of_the_comparison_lines_too(tiny_scen
     run.close()
     assert lines["left_out"] == ["elm"]
     assert "elm" not in lines["federated"]["per_holder"]
+
+
+def test_a_holder_whose_policy_names_somebody_else_is_left_out_too(tiny_scenario):
+    run = TinyRun(tiny_scenario(policies={"elm": {"people.who": ["somebody-else"]}}))
+    lines = compare(run.file.holder_directories, run.plan, measured_on=run.node_ids)
+    run.close()
+    assert lines["left_out"] == ["elm"]
+    assert "elm" not in lines["local"]["per_holder"]

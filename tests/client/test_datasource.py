@@ -311,3 +311,17 @@ def test_reading_data_does_not_load_torch():
     """An officer who only checks data, and the ledger's own processes, start without it."""
     script = "import sys, ringfence_client.datasource; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_the_order_of_the_schemas_columns_moves_no_record_to_the_other_side(tmp_path):
+    text = "a,b,y\n" + "".join(f"{n},{n * 7 % 40},{n % 2}\n" for n in range(40))
+    (tmp_path / "data.csv").write_text(text)
+    numbers = '\n[[columns]]\nname = "{}"\nkind = "number"\nlow = "0"\nhigh = "40"\n'
+    head = 'title = "Numbers"\n[label]\ncolumn = "y"\npositive_above = "0"\n'
+    one, other = (
+        load_dataset(tmp_path, parse_toml(head + "".join(map(numbers.format, names)), DatasetSchema, source="schema"))
+        for names in ("ab", "ba")
+    )
+    assert one.fingerprint == other.fingerprint
+    sides = [set(data.split(0.25, salt="trees")[1].row_digests) for data in (one, other)]
+    assert sides[0] == sides[1]
