@@ -63,16 +63,19 @@ class TrustStore:
         """Take over what another process has learnt about the same signer: of two marks, always the later one.
 
         Raises:
-            TrustRefused: The memory belongs to another root.
+            TrustRefused: The memory belongs to another root, or knows another document under the same number.
         """
         if memory.get("root") != self.root.thumbprint:
             raise refusal(TrustReason.WRONG_OWNER, expected=f"the memory of root key {self.root.kid}")
         mine = self._memory
+        keys_before = mine["keys"]
         for name in ("keys", "status"):
             mine[name] = _later(mine[name], memory.get(name), by="number")
         for name, by in (("policies", "number"), ("logs", "size")):
             theirs = memory.get(name, {})
             mine[name] = {key: _later(mine[name].get(key), theirs.get(key), by=by) for key in {*mine[name], *theirs}}
+        if mine["keys"] != keys_before:
+            self._keys = None  # the list that was loaded is withdrawn: the newer one has to be shown first
         mine["revoked"] = sorted({*mine["revoked"], *memory.get("revoked", [])})
         mine["owner"] = mine["owner"] or memory.get("owner")
 
@@ -235,6 +238,8 @@ _EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b85
 def _later(mine: dict[str, Any] | None, theirs: dict[str, Any] | None, *, by: str) -> dict[str, Any] | None:
     if mine is None or theirs is None:
         return copy.deepcopy(mine or theirs)
+    if mine[by] == theirs[by] and mine != theirs:
+        raise refusal(TrustReason.CHANGED, expected=f"{mine}", got=f"{theirs}")
     return copy.deepcopy(theirs) if theirs[by] > mine[by] else mine
 
 

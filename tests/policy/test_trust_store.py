@@ -330,3 +330,20 @@ def test_a_later_status_may_not_leave_a_revocation_out(store):
     store.accept_status(status(1, 96, 150, revoked=[withdrawn]), 100)
     refused(TrustReason.CHANGED, store.accept_status, status(2, 97, 150), 100)
     assert store.accept_status(status(3, 98, 150, revoked=[withdrawn]), 100).revocation_of("cardiac")
+
+
+def test_a_store_that_hears_of_a_newer_key_list_trusts_no_key_of_the_older_one(store):
+    other = TrustStore(ROOT.public())
+    other.accept_keys(FIRST_KEYS)
+    other.accept_keys(SECOND_KEYS)
+    store.catch_up(other.memory())
+    refused(TrustReason.NO_KEYS, store.accept_policy, policy(1), 100)
+    refused(TrustReason.REPLAYED, store.accept_keys, FIRST_KEYS)
+
+
+def test_two_memories_that_contradict_each_other_are_refused(store):
+    store.accept_policy(policy(1), 100)
+    other = TrustStore(ROOT.public())
+    other.accept_keys(FIRST_KEYS)
+    other.accept_policy(policy(1, epsilon_micro=9), 100)
+    refused(TrustReason.CHANGED, store.catch_up, other.memory())
