@@ -1,0 +1,122 @@
+"""The command and the run's own process: each may be killed or interrupted, and two runs never share a directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_scenario import write_scenario
+
+from ringfence_policy.errors import ScenarioBusy
+from ringfence_server.cli_run import run_directory
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+PATIENCE_SECONDS = 120
+ROUNDS = 12
+
+
+@contextmanager
+def command(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`ringfence run` as a person starts it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ringfence_server.cli", "run", str(directory), "--json", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def run_of(directory: Path) -> Path | None:
+    return next((path.parent for path in (directory / "runs").glob("*/run.json")), None)
+
+
+def has_committed(directory: Path) -> bool:
+    run = run_of(directory)
+    return run is not None and (run / "checkpoint.json").exists()
+
+
+def is_finished(directory: Path) -> bool:
+    run = run_of(directory)
+    return run is not None and bool(json.loads((run / "run.json").read_text())["is_finished"])
+
+
+def worker_of(directory: Path) -> int:
+    return int((directory / "runs" / ".lock").read_text())
+
+
+def is_alive(process_id: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(process_id, 0)
+        return True
+    return False
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    run = run_of(directory)
+    assert run is not None
+    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
+    return summary
+
+
+def test_a_run_outlives_its_killed_command_and_turns_a_second_run_away_until_it_ends(tmp_path: Path) -> None:
+    directory = write_scenario(tmp_path / "trees", plan={"training.rounds": ROUNDS}).directory
+    with command(directory) as first:
+        wait_for(lambda: has_committed(directory))
+        first.kill()
+        first.communicate()
+    worker = worker_of(directory)
+    assert is_alive(worker)
+    for resume in (False, True):
+        with pytest.raises(ScenarioBusy, match=f"process {worker}"):
+            run_directory(directory, plan=None, out=None, seed=None, resume=resume, as_json=True)
+    wait_for(lambda: is_finished(directory) and not is_alive(worker))
+    summary = summary_of(directory)
+    assert summary["evidence"]["verified"] is True
+    assert len(summary["rounds"]) == ROUNDS
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_ends_its_run_and_says_how_to_take_it_up_again(
+    interruption: signal.Signals, tmp_path: Path
+) -> None:
+    directory = write_scenario(tmp_path / "trees", plan={"training.rounds": ROUNDS}).directory
+    with command(directory) as first:
+        wait_for(lambda: has_committed(directory))
+        worker = worker_of(directory)
+        first.send_signal(interruption)
+        said, _ = first.communicate(timeout=PATIENCE_SECONDS)
+    assert first.returncode == 1
+    assert "--resume" in json.loads(said)["error"]["next_step"]
+    assert not is_alive(worker)
+    assert not is_finished(directory)
+    if interruption is signal.SIGTERM:
+        return
+    with command(directory, "--resume") as second:
+        said, _ = second.communicate(timeout=PATIENCE_SECONDS)
+    assert second.returncode == 0
+    summary = json.loads(said)
+    assert summary == summary_of(directory)
+    assert summary["status"] == "completed"
+    assert summary["evidence"]["verified"] is True
+    assert [one["round"] for one in summary["rounds"]] == list(range(1, ROUNDS + 1))
+    assert {one["attempt"] for one in summary["rounds"]} == {1, 2}
