@@ -77,8 +77,8 @@ def test_the_demonstrations_accuracy_is_worth_it_within_every_budget(
     demonstration: tuple[Path, dict[str, Any]],
 ) -> None:
     _, summary = demonstration
-    # Real noise, drawn anew each time: eight runs gave 0.788 to 0.808. The promised 0.78 is a mean over twenty seeds, which
-    # tests/client/test_heart_scenario.py holds.
+    # Real noise, drawn anew each time: eight runs gave 0.788 to 0.808. The promised 0.78 is a mean over twenty seeds,
+    # which tests/client/test_heart_scenario.py holds.
     assert summary["metrics"]["federated_private"]["accuracy"] >= 0.76
     for line in ("federated", "local", "pooled"):
         assert 0.5 < summary["metrics"][line]["accuracy"] < 1
