@@ -184,11 +184,13 @@ def _converse(
     message: Message, context: Context, expected: type[B], answer: Callable[[HolderNode, B], Body | Decision]
 ) -> Message:
     try:
-        said = _answer(_node(context), _body(message, expected), answer)
+        node = _node(context)
+        said = _answer(node, _body(message, expected), answer)
+        log_seen = node.coordinator_log_seen
     except RingfenceError as error:
         return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
     if isinstance(said, Decision):
-        return _refuse(message, said)
+        return _refuse(message, said, log_seen=log_seen)
     return Message(RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: said.to_bytes()})}), reply_to=message)
 
 
@@ -211,9 +213,10 @@ def _answer(node: HolderNode, body: B, answer: Callable[[HolderNode, B], Body | 
     return said
 
 
-def _refuse(message: Message, decision: Decision) -> Message:
+def _refuse(message: Message, decision: Decision, *, log_seen: int | None = None) -> Message:
     # A mod may answer with an Error of a code from 100 on; it reaches the strategy as it is.
-    reason = Refusal(decision=decision.for_outsiders().to_document()).to_bytes().decode()
+    refusal = Refusal(decision=decision.for_outsiders().to_document(), coordinator_log_seen=log_seen)
+    reason = refusal.to_bytes().decode()
     return Message(Error(code=REFUSED_CODE, reason=reason), reply_to=message)
 
 

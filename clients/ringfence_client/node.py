@@ -13,6 +13,7 @@ from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
+from ringfence_client.participation import signed_participation
 from ringfence_client.peers import known_peers, takes_part
 from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
@@ -21,12 +22,12 @@ from ringfence_client.trust_memory import remembered
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import Role, participation_document
+from ringfence_policy.documents import Role
 from ringfence_policy.errors import DataInvalid, TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog, PrivateDetails
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
-from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, sign
+from ringfence_policy.identity import DocumentType, PublicKey, SigningKey
 from ringfence_policy.ledger import HoldState, PrivacyLedger, now_ms
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
@@ -47,8 +48,6 @@ from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import settle
 from ringfence_policy.trust_store import TrustStore
 from ringfence_policy.vocabulary import Action
-
-PAPERS_LIFETIME_MS = 15 * 60 * 1000
 
 
 class HolderNode:
@@ -200,8 +199,10 @@ class HolderNode:
         papers = self.papers(point=Point.RELEASE)
         terms = self._terms.of(request.run_id, coordinator=self.coordinator, now_ms=self.clock())
         participation = ""
-        if terms is not None and isinstance(papers, Papers):
-            participation = self._participation(terms, papers.policy)
+        if terms is not None:
+            # What was sent before is proved also where the papers no longer hold: then there is no further round.
+            left = self._rounds_left(terms, papers.policy) if isinstance(papers, Papers) else 0
+            participation = self._participation(terms, rounds_left=left)
         with self.database.transaction():
             records = tuple(line.decode() for line in self.log.lines())
             checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
@@ -225,6 +226,11 @@ class HolderNode:
     def coordinator(self) -> TrustStore:
         """What is known about the coordinator, pinned to its root key."""
         return self._trust.store("coordinator", self._coordinator_root)
+
+    @property
+    def coordinator_log_seen(self) -> int:
+        """How many records of the coordinator's log this holder has seen."""
+        return max((log["size"] for log in self.coordinator.memory()["logs"].values()), default=0)
 
     def papers(self, *, point: Point) -> Papers | Decision:
         """This holder's papers as they are on disk now, or the denial that their state amounts to."""
@@ -335,7 +341,7 @@ class HolderNode:
         """
         coordinator = self.coordinator
         before = coordinator.memory()["logs"]
-        seen = max((log["size"] for log in before.values()), default=0)
+        seen = self.coordinator_log_seen
         if view.since != seen:
             raise TrustRefused(
                 "the coordinator's log was not shown from where we had seen it",
@@ -456,9 +462,9 @@ class HolderNode:
             keys=papers.keys_token,
             policy=papers.policy_token,
             status=papers.status_token,
-            participation=self._participation(terms, policy),
+            participation=self._participation(terms, rounds_left=standing.rounds_left),
             standing=standing,
-            coordinator_log_seen=max((log["size"] for log in self.coordinator.memory()["logs"].values()), default=0),
+            coordinator_log_seen=self.coordinator_log_seen,
             log=self.log_view(since=known_size),
         )
 
@@ -470,27 +476,10 @@ class HolderNode:
             at_most=terms.plan.terms.training.rounds,
         )
 
-    def _participation(self, terms: RunTerms, policy: UsagePolicy) -> str:
-        done = {
-            hold.round_number
-            for hold in self.ledger.holds(terms.run_id)
-            if hold.action is Action.TRAIN and hold.state is not HoldState.RELEASED
-        }
-        now = self.clock()
-        document = participation_document(
-            holder_id=self.holder_id,
-            run_id=terms.run_id,
-            plan_digest=terms.plan.digest,
-            last_round=max(done, default=0) + self._rounds_left(terms, policy),
-            history=[
-                (mechanism.to_document(), count)
-                for mechanism, count in self.ledger.history(policy.dataset_id, reserved=False)
-            ],
-            weight=self.home.profile.dataset.weight,
-            issued_ms=now,
-            good_until_ms=now + PAPERS_LIFETIME_MS,
+    def _participation(self, terms: RunTerms, *, rounds_left: int) -> str:
+        return signed_participation(
+            self.home, self.ledger, terms, rounds_left=rounds_left, key=self._key, now_ms=self.clock()
         )
-        return sign(document, type=DocumentType.PARTICIPATION, key=self._key)
 
     def _simulated_officer(self, round_number: int) -> None:
         if self.home.profile.simulation.revoke_at_round == round_number:

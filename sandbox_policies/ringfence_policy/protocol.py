@@ -185,9 +185,14 @@ class UseReply(Body):
 
 
 class Refusal(Body):
-    """A denial for outsiders: every failed clause with its meaning, and no count of records."""
+    """A denial for outsiders: every failed clause with its meaning, and no count of records.
+
+    A holder that refuses to show papers still says how much of the coordinator's log it has seen, so that it can be
+    shown the rest of it when evidence is handed over.
+    """
 
     decision: dict[str, Any]
+    coordinator_log_seen: int | None = Field(default=None, ge=0)
 
 
 class ReleaseRequest(Body):

@@ -1,7 +1,7 @@
 """Questions to data holders over Flower's Grid, and answers that are bodies or denials, never exceptions."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -19,8 +19,22 @@ _LONGEST_TEXT = 1000
 _CLAUSE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
-def ask(grid: Grid, message_type: str, questions: Mapping[int, Body], answer: type[B]) -> dict[int, B | Decision]:
+def ask(
+    grid: Grid,
+    message_type: str,
+    questions: Mapping[int, Body],
+    answer: type[B],
+    *,
+    on_refusal: Callable[[int, Refusal], None] | None = None,
+) -> dict[int, B | Decision]:
     """Send each node its question and collect the answers.
+
+    Args:
+        grid: The way to the nodes.
+        message_type: What kind of question it is.
+        questions: The question for each node.
+        answer: What a node answers that does not refuse.
+        on_refusal: Told of each node that refuses, and all that it says.
 
     Returns:
         For every node that was asked: its answer, or the denial that its refusal, fault or silence amounts to.
@@ -31,6 +45,10 @@ def ask(grid: Grid, message_type: str, questions: Mapping[int, Body], answer: ty
     ]
     replies = grid.send_and_receive(messages, timeout=TIMEOUT_SECONDS)
     by_node = replies_by_node(messages, replies)
+    for node_id, reply in by_node.items():
+        refusal = _refusal_in(reply)
+        if on_refusal is not None and refusal is not None:
+            on_refusal(node_id, refusal)
     return {
         node_id: silence() if node_id not in by_node else read_reply(by_node[node_id], answer) for node_id in questions
     }
@@ -62,8 +80,9 @@ def read_refusal(reply: Message) -> Decision:
     """The holder's own denial, or the denial that a failure of its node amounts to."""
     error = reply.error
     if error.code == REFUSED_CODE:
+        refusal = _refusal_in(reply)
         try:
-            decision = Decision.from_document(Refusal.from_bytes((error.reason or "").encode()).decision)
+            decision = None if refusal is None else Decision.from_document(refusal.decision)
         except RingfenceError:
             decision = None
         if decision is None or decision.permitted or not _is_short(decision):
@@ -72,6 +91,15 @@ def read_refusal(reply: Message) -> Decision:
     return Decision.deny(
         "fault", "The holder's node failed.", limit=f"error {error.code}: {error.reason}"[:300], point=Point.COORDINATOR
     )
+
+
+def _refusal_in(reply: Message) -> Refusal | None:
+    if not reply.has_error() or reply.error.code != REFUSED_CODE:
+        return None
+    try:
+        return Refusal.from_bytes((reply.error.reason or "").encode())
+    except RingfenceError:
+        return None
 
 
 def _is_short(decision: Decision) -> bool:

@@ -38,6 +38,7 @@ from ringfence_policy.protocol import (
     UseReply,
     UseRequest,
 )
+from ringfence_policy.protocol import Refusal as HolderRefusal
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, Rows
 from ringfence_policy.vocabulary import Action, Evaluation
@@ -140,7 +141,11 @@ class Governor:
         )
 
     def _ask_papers(self, grid: Grid, message_type: str, questions: Mapping[int, Body]) -> None:
-        answers = ask(grid, message_type, questions, Introduction)
+        def note(node_id: int, refusal: HolderRefusal) -> None:
+            if refusal.coordinator_log_seen is not None:
+                self.seen[self.cards[node_id].holder_id] = min(refusal.coordinator_log_seen, self.coordinator.log.size)
+
+        answers = ask(grid, message_type, questions, Introduction, on_refusal=note)
         with self.coordinator.database.transaction():
             for node_id, said in answers.items():
                 card = self.cards[node_id]

@@ -4,7 +4,12 @@ Everything here is the product's own: nodes, ledgers, logs, keys, gate and train
 tampered with. Each test looks into the holder's evidence as well, for a refusal that leaves no trace proves nothing.
 """
 
+import json
 import shutil
+import subprocess
+import sys
+import time
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -12,8 +17,11 @@ from refusal_facts import BEFORE_TRAINING, BEFORE_UPLOAD, assert_nothing_left, o
 from tiny_run import clauses_of
 
 from ringfence_client import clientapp, officer
+from ringfence_client.home import HolderHome
+from ringfence_policy.database import Database
 from ringfence_policy.decision import Effect
 from ringfence_policy.errors import TrustRefused
+from ringfence_policy.evidence_log import EvidenceLog
 from ringfence_policy.ledger import HoldState, now_ms
 from ringfence_policy.protocol import OFFER
 from ringfence_policy.vocabulary import Action, Evaluation
@@ -364,3 +372,51 @@ def test_a_holder_that_lost_what_it_remembers_uses_nothing(tiny_run):
     (run.home("elm").state / "trust.json").unlink()
     reply = run.say("elm", "query.offer", offer_of(run))
     assert clauses_of(reply) == ("trust-refused",)
+
+
+# --- a real run, in the processes that `ringfence run` starts -------------------------------------------------------
+
+
+def test_officers_who_act_while_the_worker_runs_are_obeyed_from_the_next_gate_on(tiny_scenario):
+    """One revokes, another edits the policy without signing it: from outside, as data officers do."""
+    rounds = 16
+    scenario = tiny_scenario(
+        plan={"training.rounds": rounds, "privacy.noise_multiplier_max": "40"},
+        policies={"alder": {"data.rehearsal": "forbidden"}},
+    )
+    command = [sys.executable, "-m", "ringfence_server.cli", "run", str(scenario.directory), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        wait_for(scenario, '"round-closed"', running)
+        officer.revoke(HolderHome(scenario.holder("elm")), reason="consent withdrawn", now_ms=now_ms())
+        scenario.write_policy("birch", {"settings.min_holders": 2})
+        out, errors = running.communicate(timeout=250)
+    summary = json.loads(out)
+    # Without terms that hold, birch cannot permit the release of a model that its update is in.
+    assert (running.returncode, summary["status"]) == (3, "stopped"), errors
+    assert "birch: signature" in summary["reason"]
+    assert summary["evidence"]["verified"], summary["evidence"]["checks"]
+    last = summary["rounds"][-1]
+    assert last["round"] == rounds
+    assert last["cohort"] == ["alder"]
+    assert {one["holder"]: one["clauses"] for one in last["refused"]} == {"birch": ["signature"], "elm": ["revoked"]}
+    for holder, clause in (("birch", "signature"), ("elm", "revoked")):
+        with_it = [shown["round"] for shown in summary["rounds"] if holder in shown["cohort"]]
+        assert with_it == list(range(1, len(with_it) + 1))
+        assert 1 <= len(with_it) < rounds
+        assert summary["holders"][holder]["rounds"] == len(with_it)
+        with closing(Database.open(HolderHome(scenario.holder(holder)).database, must_exist=True)) as database:
+            records = EvidenceLog(database, origin=f"ringfence/holder/{holder}").records()
+        assert [record["round"] for record in records if record["kind"] == "sent"] == with_it
+        kinds = {record["kind"] for record in records if record["kind"] == "revoked"}
+        denied = {
+            one["clause"] for record in records if record["kind"] == "decision" for one in record["decision"]["failed"]
+        }
+        assert clause in denied | kinds
+
+
+def wait_for(scenario, words, running):
+    while running.poll() is None:
+        if any(words in path.read_text() for path in scenario.directory.glob("runs/*/events.jsonl")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(running.communicate())
