@@ -40,11 +40,11 @@ class Fault:
 class Zygote:
     """The other side of it: starts the process, sends requests, gives answers."""
 
-    def __init__(self, *, import_path: Path | None = None, keep_references: bool = False) -> None:
-        """Start it, perhaps with one more folder to import from, and with what is else left out to save time."""
+    def __init__(self, *, import_path: Path | None = None) -> None:
+        """Start it, perhaps with one more folder to import from."""
         more = {} if import_path is None else {"PYTHONPATH": str(import_path)}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *(["--whole"] if keep_references else [])],
+            [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -70,9 +70,19 @@ class Zygote:
         (run,) = set((directory / "runs").glob("2*")) - before
         return run
 
-    def work(self, run: Path, *, fault: Fault | None = None, largest_file: int | None = None) -> int:
-        """Carry a run out. `largest_file` bytes is all that any file may grow to: the disk is full beyond."""
-        return self._ask({"do": "work", "run": str(run), "fault": _plain(fault), "largest_file": largest_file})
+    def work(
+        self, run: Path, *, fault: Fault | None = None, largest_file: int | None = None, whole: bool = False
+    ) -> int:
+        """Carry a run out.
+
+        Args:
+            run: The run's directory.
+            fault: Where it kills itself.
+            largest_file: How many bytes any file may grow to: the disk is full beyond.
+            whole: Also compute comparison lines and draw the report, which take longer than all the rest.
+        """
+        request = {"do": "work", "run": str(run), "fault": _plain(fault), "largest_file": largest_file, "whole": whole}
+        return self._ask(request)
 
     def resume(self, directory: Path, *, fault: Fault | None = None) -> int:
         """Take up the newest unfinished run."""
@@ -116,9 +126,11 @@ def serve() -> None:
     os.environ.update(OMP_NUM_THREADS="1", FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
     for module in (
         "torch._dynamo",  # what the first optimiser loads
+        "cedarpy",
         "ringfence_server.worker",
         "ringfence_server.serverapp",
         "ringfence_server.embedded_grid",
+        "ringfence_server.report",
         "ringfence_client.clientapp",
         "ringfence_client.comparison",
         "ringfence_client.enrolment",
@@ -153,7 +165,7 @@ def _do(request: Mapping[str, Any]) -> int:
         run_file.start_run(scenario.load_scenario(Path(request["directory"])), out=None, seed=request["seed"])
         return 0
     # Comparison lines and drawings touch no ledger and no log: they are left out to keep a hundred runs short.
-    if "--whole" not in sys.argv:
+    if not request.get("whole"):
         resolve_name("ringfence_client.comparison").compare = lambda *_, **__: {"note": "left out in this test"}
         resolve_name("ringfence_server.report").write_report = lambda _, path: path.write_text("left out in this test")
     if request["do"] == "resume":
