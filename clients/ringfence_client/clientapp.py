@@ -155,7 +155,9 @@ def _prepare(message: Message, context: Context) -> Prepared | Message:
 def _finish(message: Message, prepared: Prepared, result: Result | Fault | None) -> Message:
     try:
         if isinstance(result, Fault):
-            charge_failure(prepared)
+            denial = charge_failure(prepared)
+            if denial is not None:
+                return _refuse(message, denial)
             return Message(Error(code=FAULT_CODE, reason=result.summary), reply_to=message)
         answer = finish(prepared, result)
     except RingfenceError as error:

@@ -118,6 +118,8 @@ def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Pre
     mechanism = terms.settlement.training if training else terms.settlement.evaluation
     stored = load_reply(node.home, node.ledger, request)
     hold_id = _hold_id(request) if mechanism is not None else ""
+    if stored is None and hold_id and node.ledger.hold(hold_id) is not None:
+        return Decision.deny("attempt", limit="a new attempt, which is charged anew", point=point)
     return Prepared(
         node=node,
         request=request,
@@ -181,13 +183,17 @@ def finish(prepared: Prepared, result: TrainedUpdate | Measured | None) -> Answe
     return _answer(prepared, reply)
 
 
-def charge_failure(prepared: Prepared) -> None:
-    """Count a use as sent although it failed after data was opened: that it failed may say something about a record."""
+def charge_failure(prepared: Prepared) -> Decision | None:
+    """Count a use as sent although it failed after data was opened: that it failed may say something about a record.
+
+    Returns:
+        The denial to answer with instead, where nothing may leave any more and the reservation was given back.
+    """
     node = prepared.node
     papers = node.papers(point=Point.BEFORE_UPLOAD)
     if isinstance(papers, Decision):
         abandon(prepared, reason=", ".join(papers.clauses))
-        return
+        return papers
     decision, facts = node.decide(
         prepared.terms,
         papers,
@@ -217,10 +223,11 @@ def charge_failure(prepared: Prepared) -> None:
             round_number=prepared.request.round_number,
             hold_id=prepared.hold_id,
         )
-        if decision.permitted:
-            _mark_sent(prepared, nothing)
-        else:
+        if not decision.permitted:
             abandon(prepared, reason=", ".join(decision.clauses))
+            return decision
+        _mark_sent(prepared, nothing)
+    return None
 
 
 def abandon(prepared: Prepared, *, reason: str) -> None:
@@ -249,7 +256,9 @@ def _cannot_start(terms: RunTerms, request: UseRequest, arrays: Arrays) -> Decis
     point = Point.BEFORE_TRAINING
     if model_digest(arrays) != request.base_model_digest:
         return Decision.deny("plan", "The model must be the one that the request names.", point=point)
-    if request.action is Action.TRAIN and not 1 <= request.round_number <= terms.plan.terms.training.rounds:
+    if request.action is Action.TRAIN and request.log is None:
+        return Decision.deny("plan", "A round must come with the coordinator's log.", point=point)
+    if not 1 <= request.round_number <= terms.plan.terms.training.rounds:
         limit = f"rounds 1 to {terms.plan.terms.training.rounds}"
         return Decision.deny("plan", "The round must be one of the plan's.", limit=limit, point=point)
     if request.action is Action.EVALUATE and terms.settlement.evaluation_mode is Evaluation.NONE:

@@ -259,7 +259,7 @@ class HolderNode:
         return self._data[digest]
 
     def split(self, plan: TrainingPlan) -> tuple[HolderData, HolderData]:
-        """The records for training and for evaluation. Always the same split, so no record ever changes sides."""
+        """The records for training and for evaluation; a record keeps its side while the test fraction stays."""
         fraction: Decimal = plan.terms.evaluation.test_fraction
         return self.data(plan).split(fraction, salt=self.home.profile.dataset.dataset_id)
 

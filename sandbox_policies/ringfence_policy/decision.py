@@ -32,6 +32,7 @@ OUTSIDE_THE_POLICY: Final[Mapping[str, str]] = {
     "no-policy": "No usage policy covers this dataset.",
     "signature": "The policy's signature must hold under the data holder's keys.",
     "plan": "The plan must be the one the data holder was shown.",
+    "attempt": "Each attempt at a use happens once: what it left is sent again, or nothing is.",
     "data": "The data must fit the schema that the data holder agreed to.",
     "dataset-budget": "The dataset's own privacy budget must not be exceeded.",
     "engine": "The rules must be decided without any error or disagreement.",

@@ -17,6 +17,10 @@ from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import Choice, DecimalString, Identifier, ListOf, StrictDocument, Text, refusal
 from ringfence_policy.vocabulary import PURPOSES, Evaluation, Relation, ReleaseTier, ReleaseTo, Unit
 
+MOST_LAYERS = 16
+WIDEST_LAYER = 65_536
+MOST_SAMPLED_STEPS = 100_000
+
 Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedTrimmedAvg"]
 
 
@@ -39,9 +43,10 @@ class ModelSpec(StrictDocument):
     def _parts_fit_the_kind(self) -> Self:
         if (self.kind == "module") != bool(self.path) or (self.kind == "module") != bool(self.code_digest):
             raise refusal("path and code_digest together, exactly when kind is 'module'", key="kind", got=self.kind)
-        if (self.kind == "mlp") != bool(self.hidden) or any(size < 1 for size in self.hidden):
+        sizes_fit = len(self.hidden) <= MOST_LAYERS and all(1 <= size <= WIDEST_LAYER for size in self.hidden)
+        if (self.kind == "mlp") != bool(self.hidden) or not sizes_fit:
             raise refusal(
-                "hidden = [sizes of the hidden layers, each at least 1], exactly when kind is 'mlp'",
+                f"hidden = [at most {MOST_LAYERS} sizes from 1 to {WIDEST_LAYER}], exactly when kind is 'mlp'",
                 key="hidden" if self.hidden else "kind",
                 got=str(list(self.hidden)),
             )
@@ -69,6 +74,11 @@ class TrainingTerms(StrictDocument):
             _in_range(name, getattr(self, name), above=Decimal(0), up_to=Decimal(10_000))
         for name, largest in (("average_last", "1"), ("proximal_mu", "10000"), ("trimmed_share", "0.49")):
             _in_range(name, getattr(self, name), up_to=Decimal(largest))
+        if self.sampling_rate < 1 and self.rounds * self.steps > MOST_SAMPLED_STEPS:
+            # Composing sampled steps takes a holder minutes beyond this, before it has agreed to anything.
+            raise refusal(
+                f"at most {MOST_SAMPLED_STEPS} sampled steps in all", key="steps", got=f"{self.rounds} rounds"
+            )
         return self
 
 

@@ -162,7 +162,6 @@ class UseRequest(Body):
     action: Literal[Action.TRAIN, Action.EVALUATE]
     plan_digest: Digest
     base_model_digest: Digest
-    evaluation: Evaluation = Evaluation.NONE
     cohort: dict[str, PeerPapers]
     known_size: int = Field(ge=0)
     log: LogView | None

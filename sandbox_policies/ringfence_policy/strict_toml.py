@@ -335,9 +335,7 @@ def _finding(detail: ErrorDetails, lines: Mapping[tuple[str | int, ...], int], m
     )
 
 
-def _without_tags(
-    loc: tuple[str | int, ...], model: type[BaseModel]
-) -> tuple[tuple[str | int, ...], list[str] | None]:
+def _without_tags(loc: tuple[str | int, ...], model: type[BaseModel]) -> tuple[tuple[str | int, ...], list[str] | None]:
     """A fault's place in the document, and the keys allowed there where the table is one of several by its `kind`.
 
     Where a list holds tables of several kinds, pydantic puts the kind into the place; it is no key of the document.

@@ -39,6 +39,7 @@ UNPROVEN: Final = (
     "that a holder's machine did what its log says (noise drawn, rows clipped, records counted, no use left out)",
     "that the aggregate and the released model were computed from the committed updates",
     "that a coordinator and a holder acting together did not re-write their logs before anyone else saw a checkpoint",
+    "that the accuracy and AUC in the summary and the report are what the holders measured",
     "when something happened, beyond the order in which each log saw the other",
     "that a refusal for a reason outside the policy was right",
     "what happened outside these logs: other copies of the data, other dataset ids, other recipients of an update",

@@ -40,7 +40,7 @@ from ringfence_policy.protocol import (
 )
 from ringfence_policy.protocol import Refusal as HolderRefusal
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, Rows
+from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDTHS, Rows
 from ringfence_policy.vocabulary import Action, Evaluation
 from ringfence_server.conversation import ask, read_reply, replies_by_node, silence
 from ringfence_server.coordinator import Coordinator, HolderView
@@ -49,6 +49,9 @@ from ringfence_server.update_checks import Defect, find_defect, norm_bound
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 Use = Literal[Action.TRAIN, Action.EVALUATE]
+
+# A declared weight is a round figure; no holder measures on many times as many records.
+_MOST_RECORDS_PER_WEIGHT = 4
 
 
 def model_digest(arrays: Arrays) -> str:
@@ -204,7 +207,6 @@ class Governor:
                 action=action,
                 plan_digest=self.plan.digest,
                 base_model_digest=base,
-                evaluation=self.views[holder].standing.evaluation if action is Action.EVALUATE else Evaluation.NONE,
                 cohort=papers,
                 known_size=self.coordinator.known_size(self.views[holder].card),
                 log=self.log_view_for(holder) if action is Action.TRAIN else None,
@@ -279,7 +281,9 @@ class Governor:
                 if isinstance(body, Decision) or body.histogram is None:
                     continue
                 exact = self.views[card.holder_id].standing.evaluation is Evaluation.EXACT
-                if {len(row) for row in body.histogram} != {EXACT_BINS if exact else PRIVATE_BINS}:
+                cells = {len(row) for row in body.histogram}
+                most = _MOST_RECORDS_PER_WEIGHT * card.weight * THOUSANDTHS
+                if cells != {EXACT_BINS if exact else PRIVATE_BINS} or sum(map(sum, body.histogram)) > most:
                     continue
                 try:
                     self.coordinator.see(card, body.log, run_id=self.run_id)
