@@ -74,6 +74,9 @@ class TrainingTerms(StrictDocument):
             _in_range(name, getattr(self, name), above=Decimal(0), up_to=Decimal(10_000))
         for name, largest in (("average_last", "1"), ("proximal_mu", "10000"), ("trimmed_share", "0.49")):
             _in_range(name, getattr(self, name), up_to=Decimal(largest))
+        if self.strategy == "FedProx" and self.learning_rate * self.proximal_mu > 1:
+            # Beyond 1 a step overshoots the global model it pulls towards, beyond 2 it runs away from it.
+            raise refusal("learning_rate x proximal_mu of at most 1", key="proximal_mu", got=str(self.proximal_mu))
         if self.sampling_rate < 1 and self.rounds * self.steps > MOST_SAMPLED_STEPS:
             # Composing sampled steps takes a holder minutes beyond this, before it has agreed to anything.
             raise refusal(
