@@ -32,6 +32,8 @@ from ringfence_server.governor import Governor
 from ringfence_server.outcome import Scores
 from ringfence_server.run_file import RunFile
 
+_READABLE = 0o644  # results are for others to read, unlike keys and ledgers
+
 TRUSTED = (
     "each data holder, with its own records, its own noise and its own ledger",
     "the coordinator, with keeping the run going: it sees noised updates, signed papers and permitted measurements",
@@ -82,11 +84,11 @@ def write_results(results: Results) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     if results.model is not None:
-        write_durably(out / "model.safetensors", save(dict(results.model)))
+        write_durably(out / "model.safetensors", save(dict(results.model)), mode=_READABLE)
     if results.bundle.resolve() != (out / "evidence.zip").resolve():
         shutil.copyfile(results.bundle, out / "evidence.zip")
     roots = roots_of_run(results.run)
-    write_durably(out / "roots.json", json.dumps(roots_document(roots), indent=1).encode())
+    write_durably(out / "roots.json", json.dumps(roots_document(roots), indent=1).encode(), mode=_READABLE)
     verification = verify_bundle(out / "evidence.zip", roots)
     results.timings["evidence"] += time.monotonic() - started
     summary = summarise(results, verification)
@@ -98,7 +100,7 @@ def write_results(results: Results) -> dict[str, Any]:
     write_report(summary, out / "report.html")
     summary["timings"]["report"] = round(time.monotonic() - started, 3)
     summary["timings"]["total"] = round(time.monotonic() - results.began, 3)
-    write_durably(out / "summary.json", json.dumps(summary, indent=1).encode())
+    write_durably(out / "summary.json", json.dumps(summary, indent=1).encode(), mode=_READABLE)
     return summary
 
 
