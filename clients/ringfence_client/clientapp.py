@@ -36,6 +36,7 @@ from ringfence_policy.protocol import (
     FAULT_CODE,
     METRICS_RECORD,
     REFUSED_CODE,
+    SIGNATURE_KEY,
     WEIGHT_KEY,
     Body,
     EvidenceRequest,
@@ -143,7 +144,7 @@ def _fail(message: Message, error: Exception) -> Message:
 def _prepare(message: Message, context: Context) -> Prepared | Message:
     try:
         node = _node(context)
-        request = _body(message, UseRequest)
+        request = _heard(node, message, UseRequest)
         if message.metadata.message_type != request.action.value:
             raise TrustRefused("a message says one action and its body another")
         step = enforcement.prepare(node, request, _arrays(message))
@@ -187,7 +188,7 @@ def _converse(
 ) -> Message:
     try:
         node = _node(context)
-        said = _answer(node, _body(message, expected), answer)
+        said = _answer(node, _heard(node, message, expected), answer)
         log_seen = node.coordinator_log_seen
     except RingfenceError as error:
         return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
@@ -198,21 +199,29 @@ def _converse(
 
 def _answer(node: HolderNode, body: B, answer: Callable[[HolderNode, B], Body | Decision]) -> Body | Decision:
     """Answer, and keep a refusal in the holder's own log."""
-    is_last = isinstance(body, ReleaseRequest | EvidenceRequest)
     try:
         said = answer(node, body)
     except LedgerFault:
         raise  # a refusal could not be recorded either
     except RingfenceError as error:
-        said = denial_of(error, point=Point.RELEASE if is_last else Point.BEFORE_TRAINING)
+        said = denial_of(error, point=_point_of(body))
     if isinstance(said, Decision):
-        node.record_refusal(
-            said,
-            run_id=str(getattr(body, "run_id", "")),
-            round_number=getattr(body, "round_number", 0),
-            action=Action.RELEASE if is_last else Action.TRAIN,
-        )
+        _keep(node, body, said)
     return said
+
+
+def _keep(node: HolderNode, body: Body, refusal: Decision) -> None:
+    releasing = _point_of(body) is Point.RELEASE
+    node.record_refusal(
+        refusal,
+        run_id=str(getattr(body, "run_id", "")),
+        round_number=getattr(body, "round_number", 0),
+        action=Action.RELEASE if releasing else getattr(body, "action", Action.TRAIN),
+    )
+
+
+def _point_of(body: Body) -> Point:
+    return Point.RELEASE if isinstance(body, ReleaseRequest | EvidenceRequest) else Point.BEFORE_TRAINING
 
 
 def _refuse(message: Message, decision: Decision, *, log_seen: int | None = None) -> Message:
@@ -222,9 +231,19 @@ def _refuse(message: Message, decision: Decision, *, log_seen: int | None = None
     return Message(Error(code=REFUSED_CODE, reason=reason), reply_to=message)
 
 
-def _body(message: Message, expected: type[B]) -> B:
-    record = message.content.config_records.get(BODY_RECORD)
-    return expected.from_bytes(None if record is None else record.get(BODY_KEY))
+def _heard(node: HolderNode, message: Message, expected: type[B]) -> B:
+    """A message's body, if the coordinator signed it for this holder."""
+    record = message.content.config_records.get(BODY_RECORD, ConfigRecord())
+    data = record.get(BODY_KEY)
+    body = expected.from_bytes(data)
+    try:
+        node.check_signature(record.get(SIGNATURE_KEY), body, message_type=message.metadata.message_type)
+    except LedgerFault:
+        raise  # a refusal could not be recorded either
+    except RingfenceError as error:
+        _keep(node, body, denial_of(error, point=_point_of(body)))
+        raise
+    return body
 
 
 def _arrays(message: Message) -> dict[str, npt.NDArray[np.float32]]:

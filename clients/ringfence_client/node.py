@@ -14,10 +14,11 @@ from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
 from ringfence_client.participation import signed_participation
-from ringfence_client.peers import known_peers, takes_part
+from ringfence_client.peers import known_peers, present_peers
 from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
+from ringfence_client.signed_requests import check_request
 from ringfence_client.trust_memory import remembered
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
@@ -33,6 +34,7 @@ from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.protocol import (
+    Body,
     EvidenceReply,
     EvidenceRequest,
     Introduction,
@@ -322,16 +324,27 @@ class HolderNode:
         status is fresh and revokes nothing, and it signed that it takes part in this run under this plan; for training,
         also that its budget reaches `training_round` (None for an evaluation).
         """
-        present = {self.holder_id}
-        known = known_peers(self.home)
-        for holder_id, papers in cohort.items():
-            if holder_id not in known or holder_id not in terms.plan.holders or holder_id == self.holder_id:
-                continue
-            peer = self._trust.store(f"peer/{holder_id}", known[holder_id])
-            if takes_part(peer, papers, terms, holder_id, training_round=training_round, now_ms=self.clock()):
-                present.add(holder_id)
+        present = present_peers(
+            known_peers(self.home),
+            cohort,
+            terms,
+            store=lambda holder_id, root: self._trust.store(f"peer/{holder_id}", root),
+            training_round=training_round,
+            now_ms=self.clock(),
+        )
         self._trust.save()
-        return len(present)
+        return len(present - {self.holder_id}) + 1
+
+    def check_signature(self, token: object, body: Body, *, message_type: str) -> None:
+        """Refuse (TrustRefused) a message that the coordinator did not sign for this holder, as it stands, lately."""
+        coordinator, now = self.coordinator, self.clock()
+        if isinstance(body, Proposal):
+            coordinator.accept_keys(body.coordinator_keys)
+        else:  # a node that was restarted in the middle of a run learns the coordinator's keys from what it was shown
+            self._terms.of(str(getattr(body, "run_id", "")), coordinator=coordinator, now_ms=now)
+        check_request(
+            token, body, message_type=message_type, holder_id=self.holder_id, coordinator=coordinator, now_ms=now
+        )
 
     def see(self, view: LogView, *, run_id: str) -> None:
         """Accept the coordinator's checkpoint if its log only grew, and keep it in our own log.

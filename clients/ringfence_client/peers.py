@@ -4,7 +4,7 @@ The coordinator's word counts for nothing here, and neither do holders that only
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ringfence_client.home import HolderHome
 from ringfence_client.run_terms import RunTerms
@@ -46,6 +46,36 @@ def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:
             )
     document = {holder_id: root.jwk for holder_id, root in sorted(known.items())}
     write_durably(home.peers, json.dumps(document, indent=1).encode())
+
+
+def present_peers(
+    known: Mapping[str, PublicKey],
+    cohort: Mapping[str, PeerPapers],
+    terms: RunTerms,
+    *,
+    store: Callable[[str, PublicKey], TrustStore],
+    training_round: int | None,
+    now_ms: int,
+) -> frozenset[str]:
+    """The holders of a cohort that are known, planned and really there.
+
+    Args:
+        known: The root keys of the holders this one knows.
+        cohort: The papers of those that the coordinator says take part.
+        terms: The run as this holder was shown it.
+        store: What is remembered about a holder, pinned to its root key.
+        training_round: The round that budgets must reach; None for an evaluation.
+        now_ms: The time, in milliseconds since the Unix epoch.
+    """
+    return frozenset(
+        holder_id
+        for holder_id, papers in cohort.items()
+        if holder_id in known
+        and holder_id in terms.plan.holders
+        and takes_part(
+            store(holder_id, known[holder_id]), papers, terms, holder_id, training_round=training_round, now_ms=now_ms
+        )
+    )
 
 
 def takes_part(

@@ -29,7 +29,7 @@ class Role(StrEnum):
     NODE = "node"
     """A holder's node: checkpoints of its log and its participation in a run."""
     PLAN = "plan"
-    """The coordinator: training plans, checkpoints of its log, release statements and evidence manifests."""
+    """The coordinator: training plans, requests, checkpoints of its log and evidence manifests."""
 
 
 class SignedDocument(BaseModel):
@@ -135,6 +135,18 @@ class Participation(SignedDocument):
     weight: Count
     issued_ms: Milliseconds
     good_until_ms: Milliseconds
+
+
+class Request(SignedDocument):
+    """The coordinator's signature under one message to one holder, so that nobody else can ask for a use.
+
+    `body_digest` names the message's body; `issued_ms` keeps an old message from being sent again much later.
+    """
+
+    holder_id: Name
+    message_type: Name
+    body_digest: Digest
+    issued_ms: Milliseconds
 
 
 class Checkpoint(SignedDocument):

@@ -51,6 +51,7 @@ class DocumentType(StrEnum):
     STATUS = "ringfence-status+jws"
     PARTICIPATION = "ringfence-participation+jws"
     CHECKPOINT = "ringfence-checkpoint+jws"
+    REQUEST = "ringfence-request+jws"
     RELEASE = "ringfence-release+jws"
     MANIFEST = "ringfence-manifest+jws"
 

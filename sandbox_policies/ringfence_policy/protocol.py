@@ -17,6 +17,7 @@ from ringfence_policy.vocabulary import Action, Evaluation
 # Flower's record keys and message types, in one place.
 BODY_RECORD = "ringfence"
 BODY_KEY = "body"
+SIGNATURE_KEY = "signature"
 ARRAYS_RECORD = "arrays"
 METRICS_RECORD = "metrics"
 WEIGHT_KEY = "num-examples"

@@ -216,7 +216,7 @@ class _Conductor:
             if card.holder_id in contributors
         }
         refused = {}
-        for node_id, said in ask(self.grid, RELEASE, questions, ReleaseReply).items():
+        for node_id, said in ask(self.grid, RELEASE, questions, ReleaseReply, sign=self.governor.sign).items():
             decision = said if isinstance(said, Decision) else _decision_in(said)
             if not decision.permitted:
                 refused[self.governor.cards[node_id].holder_id] = decision
@@ -233,7 +233,7 @@ class _Conductor:
             )
             for node_id, card in self.governor.cards.items()
         }
-        said = ask(self.grid, EVIDENCE, questions, EvidenceReply)
+        said = ask(self.grid, EVIDENCE, questions, EvidenceReply, sign=self.governor.sign)
         return {
             self.governor.cards[node_id].holder_id: reply
             for node_id, reply in said.items()

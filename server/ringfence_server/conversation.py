@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import RingfenceError
-from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, REFUSED_CODE, Body, Refusal
+from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, REFUSED_CODE, SIGNATURE_KEY, Body, Refusal
 
 B = TypeVar("B", bound=Body)
 
@@ -25,6 +25,7 @@ def ask(
     questions: Mapping[int, Body],
     answer: type[B],
     *,
+    sign: Callable[[int, str, bytes], str],
     on_refusal: Callable[[int, Refusal], None] | None = None,
 ) -> dict[int, B | Decision]:
     """Send each node its question and collect the answers.
@@ -34,15 +35,17 @@ def ask(
         message_type: What kind of question it is.
         questions: The question for each node.
         answer: What a node answers that does not refuse.
+        sign: Signs the body of a message of a type for a node, as the coordinator.
         on_refusal: Told of each node that refuses, and all that it says.
 
     Returns:
         For every node that was asked: its answer, or the denial that its refusal, fault or silence amounts to.
     """
-    messages = [
-        Message(RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: body.to_bytes()})}), node_id, message_type)
-        for node_id, body in questions.items()
-    ]
+    messages = []
+    for node_id, body in questions.items():
+        data = body.to_bytes()
+        record = ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: sign(node_id, message_type, data)})
+        messages.append(Message(RecordDict({BODY_RECORD: record}), node_id, message_type))
     replies = grid.send_and_receive(messages, timeout=TIMEOUT_SECONDS)
     by_node = replies_by_node(messages, replies)
     for node_id, reply in by_node.items():

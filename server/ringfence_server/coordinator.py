@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ringfence_policy import canonical
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import Participation, Role, key_list_document
+from ringfence_policy.documents import Participation, Request, Role, key_list_document
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import RingfenceError, TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog
@@ -89,6 +90,16 @@ class Coordinator:
     def sign_plan(self, plan: TrainingPlan) -> str:
         """Sign a plan. From now on its digest is what holders agree to."""
         return sign(plan.to_document(), type=DocumentType.PLAN, key=self.key)
+
+    def sign_request(self, card: HolderCard, message_type: str, body: bytes) -> str:
+        """Sign one message to one holder. No holder listens to a message without."""
+        request = Request(
+            holder_id=card.holder_id,
+            message_type=message_type,
+            body_digest=canonical.digest_bytes(body),
+            issued_ms=self.clock(),
+        )
+        return sign(request.to_document(), type=DocumentType.REQUEST, key=self.key)
 
     def append(self, kind: str, *, run_id: str, round_number: int = 0, **members: Any) -> None:
         """Add one record to the log, in the caller's transaction where there is one."""

@@ -28,6 +28,7 @@ from ringfence_policy.protocol import (
     METRICS_RECORD,
     OFFER,
     PROPOSE,
+    SIGNATURE_KEY,
     WEIGHT_KEY,
     Body,
     HolderCard,
@@ -148,7 +149,7 @@ class Governor:
             if refusal.coordinator_log_seen is not None:
                 self.seen[self.cards[node_id].holder_id] = min(refusal.coordinator_log_seen, self.coordinator.log.size)
 
-        answers = ask(grid, message_type, questions, Introduction, on_refusal=note)
+        answers = ask(grid, message_type, questions, Introduction, sign=self.sign, on_refusal=note)
         with self.coordinator.database.transaction():
             for node_id, said in answers.items():
                 card = self.cards[node_id]
@@ -211,7 +212,9 @@ class Governor:
                 known_size=self.coordinator.known_size(self.views[holder].card),
                 log=self.log_view_for(holder) if action is Action.TRAIN else None,
             )
-            self._sent[self._nodes[holder]] = _governed(wanted[holder], request, arrays)
+            data = request.to_bytes()
+            record = ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: self.sign(self._nodes[holder], action.value, data)})
+            self._sent[self._nodes[holder]] = _governed(wanted[holder], record, arrays)
         return list(self._sent.values())
 
     def receive(self, replies: Iterable[Message], base: ArrayRecord) -> dict[str, tuple[Message, UseReply]]:
@@ -298,6 +301,10 @@ class Governor:
         if holder_id in self.views:
             self.seen[holder_id] = self.views[holder_id].introduction.coordinator_log_seen
         return self.coordinator.log_view(since=self.seen.get(holder_id, 0))
+
+    def sign(self, node_id: int, message_type: str, body: bytes) -> str:
+        """Sign a message to a node, as the coordinator."""
+        return self.coordinator.sign_request(self.cards[node_id], message_type, body)
 
     def who_refused(self) -> str:
         """Every holder that refused or was refused in any round so far, with the clauses."""
@@ -440,9 +447,9 @@ def clean_reply(reply: Message, weight: int, weighted_by_key: str) -> Message:
     return reply
 
 
-def _governed(message: Message, request: UseRequest, arrays: ArrayRecord) -> Message:
+def _governed(message: Message, request: ConfigRecord, arrays: ArrayRecord) -> Message:
     # Flower's strategies put ONE record into all messages; what is written for one holder must reach no other.
-    content = RecordDict({ARRAYS_RECORD: arrays, BODY_RECORD: ConfigRecord({BODY_KEY: request.to_bytes()})})
+    content = RecordDict({ARRAYS_RECORD: arrays, BODY_RECORD: request})
     for name, record in message.content.config_records.items():
         content[name] = ConfigRecord(dict(record))
     metadata = message.metadata

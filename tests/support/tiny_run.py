@@ -19,7 +19,7 @@ from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_policy.errors import RingfenceError
 from ringfence_policy.plan import TrainingPlan
-from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, Body, UseRequest
+from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, SIGNATURE_KEY, Body, UseRequest
 from ringfence_policy.vocabulary import Action
 from ringfence_server.conduct import read_plan, to_record
 from ringfence_server.conversation import read_refusal
@@ -168,7 +168,9 @@ class TinyRun:
 
     def say(self, holder: str, kind: str, body: Body, *, arrays: Mapping[str, np.ndarray] | None = None) -> Message:
         """Send one holder one message and give its reply."""
-        content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: body.to_bytes()})})
+        data = body.to_bytes()
+        signature = self.governor.sign(self.node_ids[holder], kind, data)
+        content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: signature})})
         if arrays is not None:
             content[ARRAYS_RECORD] = to_record(arrays)
         (reply,) = self.grid.send_and_receive([Message(content, self.node_ids[holder], kind)])
