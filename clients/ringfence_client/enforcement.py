@@ -26,6 +26,7 @@ from ringfence_policy.errors import BudgetExhausted, LedgerFault, RingfenceError
 from ringfence_policy.facts import Cost
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.protocol import UseReply, UseRequest
+from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import Action, Evaluation
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -153,28 +154,12 @@ def finish(prepared: Prepared, result: TrainedUpdate | Measured | None) -> Answe
         )
         facts = None
     else:
-        decision, facts = node.decide(
-            prepared.terms,
-            papers,
-            action=prepared.request.action,
-            point=point,
-            cohort_size=prepared.cohort_size,
-            mechanism=prepared.mechanism,
-            cost=prepared.cost,
-        )
+        decision, facts = _decide_sending(prepared, papers)
     reply = prepared.stored if result is None else _reply_of(prepared, result)
     if decision.permitted and result is not None and reply is not None:
         store_reply(node.home, prepared.request, reply)
     with node.database.transaction():
-        node.record_decision(
-            decision,
-            terms=prepared.terms,
-            papers=papers,
-            facts=facts,
-            action=prepared.request.action,
-            round_number=prepared.request.round_number,
-            hold_id=prepared.hold_id,
-        )
+        _record(prepared, papers, decision, facts)
         if not decision.permitted or reply is None:
             abandon(prepared, reason=", ".join(decision.clauses))
             return decision
@@ -194,15 +179,7 @@ def charge_failure(prepared: Prepared) -> Decision | None:
     if isinstance(papers, Decision):
         abandon(prepared, reason=", ".join(papers.clauses))
         return papers
-    decision, facts = node.decide(
-        prepared.terms,
-        papers,
-        action=prepared.request.action,
-        point=Point.BEFORE_UPLOAD,
-        cohort_size=prepared.cohort_size,
-        mechanism=prepared.mechanism,
-        cost=prepared.cost,
-    )
+    decision, facts = _decide_sending(prepared, papers)
     seeded = prepared.terms.plan.rehearsal
     nothing = StoredReply(
         hold_id=prepared.hold_id,
@@ -214,15 +191,7 @@ def charge_failure(prepared: Prepared) -> Decision | None:
         arrays={},
     )
     with node.database.transaction():
-        node.record_decision(
-            decision,
-            terms=prepared.terms,
-            papers=papers,
-            facts=facts,
-            action=prepared.request.action,
-            round_number=prepared.request.round_number,
-            hold_id=prepared.hold_id,
-        )
+        _record(prepared, papers, decision, facts)
         if not decision.permitted:
             abandon(prepared, reason=", ".join(decision.clauses))
             return decision
@@ -244,6 +213,30 @@ def abandon(prepared: Prepared, *, reason: str) -> None:
             hold_id=prepared.hold_id,
             reason=reason,
         )
+
+
+def _decide_sending(prepared: Prepared, papers: Papers) -> tuple[Decision, RoundRequest]:
+    return prepared.node.decide(
+        prepared.terms,
+        papers,
+        action=prepared.request.action,
+        point=Point.BEFORE_UPLOAD,
+        cohort_size=prepared.cohort_size,
+        mechanism=prepared.mechanism,
+        cost=prepared.cost,
+    )
+
+
+def _record(prepared: Prepared, papers: Papers, decision: Decision, facts: RoundRequest | None) -> None:
+    prepared.node.record_decision(
+        decision,
+        terms=prepared.terms,
+        papers=papers,
+        facts=facts,
+        action=prepared.request.action,
+        round_number=prepared.request.round_number,
+        hold_id=prepared.hold_id,
+    )
 
 
 def model_spec(terms: RunTerms) -> dict[str, Any]:

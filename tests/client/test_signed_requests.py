@@ -28,7 +28,7 @@ def send(run, holder, record):
     return reply
 
 
-def refused(run, holder, record):
+def assert_refused(run, holder, record):
     reply = send(run, holder, record)
     assert reply.has_error()
     assert read_refusal(reply).clauses == ("trust-refused",)
@@ -42,22 +42,22 @@ def test_a_message_that_the_coordinator_signed_for_this_holder_is_answered(run):
 
 
 def test_a_message_without_a_signature_is_refused(run):
-    refused(run, "elm", {BODY_KEY: offer(run)})
+    assert_refused(run, "elm", {BODY_KEY: offer(run)})
 
 
 def test_a_message_signed_for_another_holder_is_refused(run):
     data = offer(run)
-    refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: run.governor.sign(run.node_ids["birch"], OFFER, data)})
+    assert_refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: run.governor.sign(run.node_ids["birch"], OFFER, data)})
 
 
 def test_a_message_changed_after_it_was_signed_is_refused(run):
     signature = run.governor.sign(run.node_ids["elm"], OFFER, offer(run))
-    refused(run, "elm", {BODY_KEY: offer(run, round_number=2), SIGNATURE_KEY: signature})
+    assert_refused(run, "elm", {BODY_KEY: offer(run, round_number=2), SIGNATURE_KEY: signature})
 
 
 def test_a_message_signed_as_one_of_another_type_is_refused(run):
     data = offer(run)
-    refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: run.governor.sign(run.node_ids["elm"], "train", data)})
+    assert_refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: run.governor.sign(run.node_ids["elm"], "train", data)})
 
 
 def test_a_message_signed_by_a_key_that_is_not_the_coordinators_is_refused(run):
@@ -65,12 +65,12 @@ def test_a_message_signed_by_a_key_that_is_not_the_coordinators_is_refused(run):
     honest = run.governor.sign(run.node_ids["elm"], OFFER, data)
     document = Request(holder_id="elm", message_type=OFFER, body_digest="sha256:" + "0" * 64, issued_ms=1).to_document()
     forged = sign(document, type=DocumentType.REQUEST, key=SigningKey.generate(run.coordinator.key.kid))
-    refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: forged})
-    refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: honest[:-2] + ("AA" if honest[-2:] != "AA" else "BB")})
+    assert_refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: forged})
+    assert_refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: honest[:-2] + ("AA" if honest[-2:] != "AA" else "BB")})
 
 
 def test_a_message_that_was_kept_for_later_is_refused(run, monkeypatch):
     data = offer(run)
     signature = run.governor.sign(run.node_ids["elm"], OFFER, data)
     monkeypatch.setattr(signed_requests, "REQUEST_LIFETIME_MS", -1)
-    refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: signature})
+    assert_refused(run, "elm", {BODY_KEY: data, SIGNATURE_KEY: signature})

@@ -21,7 +21,7 @@ OTHER = SigningKey(kid="cleveland/policy-1", seed=bytes(range(1, 33)))
 DOCUMENT = {"policy_id": "cardiac", "version": 1}
 
 
-def refused(token, reason, *, key=KEY, document_type=DocumentType.POLICY):
+def assert_refused(token, reason, *, key=KEY, document_type=DocumentType.POLICY):
     with pytest.raises(TrustRefused) as caught:
         open_signed(token, type=document_type, key=key.public())
     assert caught.value.summary == reason
@@ -84,21 +84,21 @@ def test_a_token_cut_or_extended_anywhere_is_refused():
 
 
 def test_another_key_of_the_same_name_is_refused():
-    refused(sign(DOCUMENT, type=DocumentType.POLICY, key=OTHER), TrustReason.SIGNATURE)
+    assert_refused(sign(DOCUMENT, type=DocumentType.POLICY, key=OTHER), TrustReason.SIGNATURE)
 
 
 def test_a_document_is_never_read_as_another_type():
-    refused(sign(DOCUMENT, type=DocumentType.STATUS, key=KEY), TrustReason.WRONG_TYPE)
+    assert_refused(sign(DOCUMENT, type=DocumentType.STATUS, key=KEY), TrustReason.WRONG_TYPE)
 
 
 def test_alg_none_and_hmac_with_the_public_key_are_refused():
     none = b'{"alg":"none","kid":"cleveland/policy-1","typ":"ringfence-policy+jws"}'
-    refused(f"{b64(none)}.{b64(b'{}')}.", TrustReason.ALGORITHM)
+    assert_refused(f"{b64(none)}.{b64(b'{}')}.", TrustReason.ALGORITHM)
     header = {"alg": "HS256", "kid": KEY.kid, "typ": "ringfence-policy+jws"}
     forged = jws.serialize_compact(header, b"{}", OctKey.import_key(KEY.public().raw), algorithms=["HS256"])
-    refused(forged, TrustReason.ALGORITHM)
+    assert_refused(forged, TrustReason.ALGORITHM)
     eddsa = raw_token(HEADER.replace(b"Ed25519", b"EdDSA"), b"{}")
-    refused(eddsa, TrustReason.ALGORITHM)
+    assert_refused(eddsa, TrustReason.ALGORITHM)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_alg_none_and_hmac_with_the_public_key_are_refused():
     ],
 )
 def test_a_payload_that_is_not_canonical_is_refused_even_when_its_signature_holds(payload):
-    refused(raw_token(HEADER, payload), TrustReason.NOT_CANONICAL)
+    assert_refused(raw_token(HEADER, payload), TrustReason.NOT_CANONICAL)
 
 
 @pytest.mark.parametrize("payload", [b"[]", b'"text"', b"1", b"null"])
 def test_a_payload_that_is_not_an_object_is_refused(payload):
-    refused(raw_token(HEADER, payload), TrustReason.WRONG_SHAPE)
+    assert_refused(raw_token(HEADER, payload), TrustReason.WRONG_SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_payload_that_is_not_an_object_is_refused(payload):
     ],
 )
 def test_a_header_says_algorithm_key_and_type_and_nothing_else(header, reason):
-    refused(raw_token(header, b"{}"), reason)
+    assert_refused(raw_token(header, b"{}"), reason)
 
 
 @pytest.mark.parametrize("token", ["", "a", "a.b", "a.b.c", "....", "e30.e30.e30", None, b"e30.e30.e30", 7])

@@ -65,7 +65,7 @@ def store():
     return fresh
 
 
-def refused(reason, call, *arguments, **named):
+def assert_refused(reason, call, *arguments, **named):
     with pytest.raises(TrustRefused) as caught:
         call(*arguments, **named)
     assert caught.value.summary == reason
@@ -90,94 +90,96 @@ def test_accepting_the_same_document_twice_changes_nothing(store):
 
 def test_a_replayed_older_policy_is_refused(store):
     store.accept_policy(policy(2), 100)
-    refused(TrustReason.REPLAYED, store.accept_policy, policy(1), 100)
+    assert_refused(TrustReason.REPLAYED, store.accept_policy, policy(1), 100)
 
 
 def test_other_content_under_the_same_version_is_refused(store):
     store.accept_policy(policy(1), 100)
-    refused(TrustReason.CHANGED, store.accept_policy, policy(1, epsilon_micro=9), 100)
+    assert_refused(TrustReason.CHANGED, store.accept_policy, policy(1, epsilon_micro=9), 100)
 
 
 def test_a_policy_edited_after_signing_is_refused(store):
     head, payload, signature = policy(1).split(".")
     other = policy(2).split(".")[1]
-    refused(TrustReason.SIGNATURE, store.accept_policy, f"{head}.{other}.{signature}", 100)
+    assert_refused(TrustReason.SIGNATURE, store.accept_policy, f"{head}.{other}.{signature}", 100)
     assert payload != other
 
 
 @pytest.mark.parametrize("now", [1000, 5000])
 def test_an_expired_key_is_refused(store, now):
-    refused(TrustReason.UNKNOWN_KEY, store.accept_policy, policy(1), now)
+    assert_refused(TrustReason.UNKNOWN_KEY, store.accept_policy, policy(1), now)
 
 
 def test_a_key_is_refused_before_its_time(store):
     store.accept_keys(SECOND_KEYS)
-    refused(TrustReason.UNKNOWN_KEY, store.accept_policy, policy(1, key=NEW_OFFICER), 499)
+    assert_refused(TrustReason.UNKNOWN_KEY, store.accept_policy, policy(1, key=NEW_OFFICER), 499)
     assert store.accept_policy(policy(1, key=NEW_OFFICER), 500)
 
 
 def test_a_withdrawn_key_is_refused_after_rotation(store):
     store.accept_policy(policy(1), 100)
     store.accept_keys(SECOND_KEYS)
-    refused(TrustReason.UNKNOWN_KEY, store.accept_policy, policy(2), 600)
+    assert_refused(TrustReason.UNKNOWN_KEY, store.accept_policy, policy(2), 600)
 
 
 def test_a_replayed_key_list_does_not_bring_a_withdrawn_key_back(store):
     store.accept_keys(SECOND_KEYS)
-    refused(TrustReason.REPLAYED, store.accept_keys, FIRST_KEYS)
+    assert_refused(TrustReason.REPLAYED, store.accept_keys, FIRST_KEYS)
 
 
 def test_two_key_lists_of_one_number_are_refused(store):
     other = keys(1, (NEW_OFFICER.public(), 0, 1000, [Role.POLICY]))
-    refused(TrustReason.CHANGED, store.accept_keys, other)
+    assert_refused(TrustReason.CHANGED, store.accept_keys, other)
 
 
 def test_a_key_list_signed_by_anyone_but_the_root_is_refused(store):
     listed = (OFFICER.public(), 0, 1000, [Role.POLICY, Role.NODE])
-    refused(TrustReason.UNKNOWN_KEY, store.accept_keys, keys(3, listed, key=OFFICER))
+    assert_refused(TrustReason.UNKNOWN_KEY, store.accept_keys, keys(3, listed, key=OFFICER))
     false_root = SigningKey(kid=ROOT.kid, seed=b"f" * 32)
-    refused(TrustReason.SIGNATURE, store.accept_keys, keys(3, listed, key=false_root))
+    assert_refused(TrustReason.SIGNATURE, store.accept_keys, keys(3, listed, key=false_root))
 
 
 def test_the_root_key_cannot_be_listed_for_daily_work(store):
     again = SigningKey(kid="cleveland/daily", seed=ROOT.seed)
-    refused(TrustReason.WRONG_ROLE, store.accept_keys, keys(3, (again.public(), 0, 1000, [Role.POLICY])))
+    assert_refused(TrustReason.WRONG_ROLE, store.accept_keys, keys(3, (again.public(), 0, 1000, [Role.POLICY])))
 
 
 def test_a_key_of_the_same_name_but_other_content_is_refused(store):
-    refused(TrustReason.SIGNATURE, store.accept_policy, policy(1, key=IMPOSTOR), 100)
+    assert_refused(TrustReason.SIGNATURE, store.accept_policy, policy(1, key=IMPOSTOR), 100)
 
 
 def test_a_status_key_cannot_sign_a_policy(store):
-    refused(TrustReason.WRONG_ROLE, store.accept_policy, policy(3, key=STATUS), 100)
+    assert_refused(TrustReason.WRONG_ROLE, store.accept_policy, policy(3, key=STATUS), 100)
 
 
 def test_a_status_cannot_be_read_as_a_policy(store):
-    refused(TrustReason.WRONG_TYPE, store.accept_policy, policy(3, document_type=DocumentType.STATUS), 100)
-    refused(TrustReason.WRONG_TYPE, store.accept_policy, policy(3, key=STATUS, document_type=DocumentType.STATUS), 100)
+    assert_refused(TrustReason.WRONG_TYPE, store.accept_policy, policy(3, document_type=DocumentType.STATUS), 100)
+    assert_refused(
+        TrustReason.WRONG_TYPE, store.accept_policy, policy(3, key=STATUS, document_type=DocumentType.STATUS), 100
+    )
 
 
 def test_a_caller_cannot_ask_for_a_role_that_never_signs_the_type(store):
     token = policy(1)
-    refused(TrustReason.WRONG_ROLE, store.accept, token, type=DocumentType.POLICY, role=Role.NODE, now_ms=100)
-    refused(TrustReason.WRONG_ROLE, store.accept, FIRST_KEYS, type=DocumentType.KEYS, role=Role.NODE, now_ms=100)
+    assert_refused(TrustReason.WRONG_ROLE, store.accept, token, type=DocumentType.POLICY, role=Role.NODE, now_ms=100)
+    assert_refused(TrustReason.WRONG_ROLE, store.accept, FIRST_KEYS, type=DocumentType.KEYS, role=Role.NODE, now_ms=100)
 
 
 def test_a_stale_status_is_refused(store):
-    refused(TrustReason.STALE, store.accept_status, status(1, 0, 50), 100)
-    refused(TrustReason.STALE, store.accept_status, status(1, 0, 100), 100)
+    assert_refused(TrustReason.STALE, store.accept_status, status(1, 0, 50), 100)
+    assert_refused(TrustReason.STALE, store.accept_status, status(1, 0, 100), 100)
 
 
 def test_a_status_from_the_future_is_refused(store):
-    refused(TrustReason.FUTURE, store.accept_status, status(1, 101, 200), 100)
+    assert_refused(TrustReason.FUTURE, store.accept_status, status(1, 101, 200), 100)
 
 
 def test_an_earlier_status_cannot_undo_a_revocation(store):
     withdrawn = RevokedPolicy(policy_id="cardiac", at_ms=95, reason="new committee", on_revoke="stop-now")
     accepted = store.accept_status(status(2, 95, 150, [withdrawn]), 100)
     assert accepted.revocation_of("cardiac") == withdrawn
-    refused(TrustReason.REPLAYED, store.accept_status, status(1, 90, 150), 100)
-    refused(TrustReason.CHANGED, store.accept_status, status(2, 95, 150), 100)
+    assert_refused(TrustReason.REPLAYED, store.accept_status, status(1, 90, 150), 100)
+    assert_refused(TrustReason.CHANGED, store.accept_status, status(2, 95, 150), 100)
 
 
 def test_a_refused_document_leaves_no_trace_in_the_memory(store):
@@ -195,9 +197,9 @@ def test_a_refused_document_leaves_no_trace_in_the_memory(store):
 
 
 def test_a_document_of_another_holder_is_refused_even_when_the_key_is_right(store):
-    refused(TrustReason.WRONG_OWNER, store.accept_policy, policy(1, holder="zurich"), 100)
-    refused(TrustReason.WRONG_OWNER, store.accept_status, status(1, 90, 150, holder="zurich"), 100)
-    refused(TrustReason.WRONG_OWNER, TrustStore(ROOT.public(), owner="zurich").accept_keys, FIRST_KEYS)
+    assert_refused(TrustReason.WRONG_OWNER, store.accept_policy, policy(1, holder="zurich"), 100)
+    assert_refused(TrustReason.WRONG_OWNER, store.accept_status, status(1, 90, 150, holder="zurich"), 100)
+    assert_refused(TrustReason.WRONG_OWNER, TrustStore(ROOT.public(), owner="zurich").accept_keys, FIRST_KEYS)
 
 
 def test_high_water_marks_survive_a_restart(store):
@@ -208,20 +210,20 @@ def test_high_water_marks_survive_a_restart(store):
 
     again = TrustStore(ROOT.public(), memory)
     assert again.owner == "cleveland"
-    refused(TrustReason.REPLAYED, again.accept_keys, FIRST_KEYS)
-    refused(TrustReason.NO_KEYS, again.accept_policy, policy(3, key=NEW_OFFICER), 600)
+    assert_refused(TrustReason.REPLAYED, again.accept_keys, FIRST_KEYS)
+    assert_refused(TrustReason.NO_KEYS, again.accept_policy, policy(3, key=NEW_OFFICER), 600)
     again.accept_keys(SECOND_KEYS)
-    refused(TrustReason.REPLAYED, again.accept_policy, policy(2, key=NEW_OFFICER), 600)
-    refused(TrustReason.REPLAYED, again.accept_status, status(6, 590, 700), 600)
+    assert_refused(TrustReason.REPLAYED, again.accept_policy, policy(2, key=NEW_OFFICER), 600)
+    assert_refused(TrustReason.REPLAYED, again.accept_status, status(6, 590, 700), 600)
 
 
 def test_memory_of_another_root_or_owner_is_refused(store):
-    refused(TrustReason.WRONG_OWNER, TrustStore, OFFICER.public(), store.memory())
-    refused(TrustReason.WRONG_OWNER, TrustStore, ROOT.public(), store.memory(), owner="zurich")
+    assert_refused(TrustReason.WRONG_OWNER, TrustStore, OFFICER.public(), store.memory())
+    assert_refused(TrustReason.WRONG_OWNER, TrustStore, ROOT.public(), store.memory(), owner="zurich")
 
 
 def test_nothing_is_accepted_before_a_key_list():
-    refused(TrustReason.NO_KEYS, TrustStore(ROOT.public()).accept_policy, policy(1), 100)
+    assert_refused(TrustReason.NO_KEYS, TrustStore(ROOT.public()).accept_policy, policy(1), 100)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_nothing_is_accepted_before_a_key_list():
 )
 def test_a_policy_without_its_number_is_refused(store, document):
     token = sign(document, type=DocumentType.POLICY, key=OFFICER)
-    refused(TrustReason.WRONG_SHAPE, store.accept_policy, token, 100)
+    assert_refused(TrustReason.WRONG_SHAPE, store.accept_policy, token, 100)
 
 
 @pytest.mark.parametrize(
@@ -260,15 +262,15 @@ def test_a_key_list_names_no_key_twice_and_at_least_one():
     document = key_list_document("cleveland", 1, [(OFFICER.public(), 0, 1, [Role.POLICY])])
     for broken in ({**document, "keys": document["keys"] * 2}, {**document, "keys": []}):
         token = sign(broken, type=DocumentType.KEYS, key=ROOT)
-        refused(TrustReason.WRONG_SHAPE, TrustStore(ROOT.public()).accept_keys, token)
+        assert_refused(TrustReason.WRONG_SHAPE, TrustStore(ROOT.public()).accept_keys, token)
 
 
 def test_a_key_list_with_an_unusable_key_is_refused_whole():
     document = key_list_document("cleveland", 1, [(OFFICER.public(), 0, 1, [Role.POLICY])])
     document["keys"][0]["jwk"]["x"] = "AQ" + "A" * 41
     store = TrustStore(ROOT.public())
-    refused(TrustReason.WEAK_KEY, store.accept_keys, sign(document, type=DocumentType.KEYS, key=ROOT))
-    refused(TrustReason.NO_KEYS, store.accept_policy, policy(1), 0)
+    assert_refused(TrustReason.WEAK_KEY, store.accept_keys, sign(document, type=DocumentType.KEYS, key=ROOT))
+    assert_refused(TrustReason.NO_KEYS, store.accept_policy, policy(1), 0)
 
 
 # --- checkpoints of a peer's log --------------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def test_a_log_that_was_rewritten_shortened_or_shown_differently_is_refused(stor
     before = store.memory()
     for size, leaves in ((12, rewritten), (8, rewritten), (7, LEAVES), (12, LEAVES)):
         proof = consistency_proof(min(8, size), size, leaf_hashes(leaves)) if leaves is rewritten else ()
-        refused(
+        assert_refused(
             TrustReason.SPLIT_VIEW, store.accept_checkpoint, checkpoint(size, leaves),
             role=Role.NODE, now_ms=1, proof=proof,
         )  # fmt: skip
@@ -303,7 +305,7 @@ def test_a_log_that_was_rewritten_shortened_or_shown_differently_is_refused(stor
 
 
 def test_a_coordinators_role_does_not_sign_a_holders_checkpoint(store):
-    refused(TrustReason.WRONG_ROLE, store.accept_checkpoint, checkpoint(3), role=Role.PLAN, now_ms=1)
+    assert_refused(TrustReason.WRONG_ROLE, store.accept_checkpoint, checkpoint(3), role=Role.PLAN, now_ms=1)
 
 
 # --- document builders ------------------------------------------------------------------------------------------------
@@ -328,7 +330,7 @@ def test_documents_read_back_as_what_was_written():
 def test_a_later_status_may_not_leave_a_revocation_out(store):
     withdrawn = RevokedPolicy(policy_id="cardiac", at_ms=95, reason="new committee", on_revoke="stop-now")
     store.accept_status(status(1, 96, 150, revoked=[withdrawn]), 100)
-    refused(TrustReason.CHANGED, store.accept_status, status(2, 97, 150), 100)
+    assert_refused(TrustReason.CHANGED, store.accept_status, status(2, 97, 150), 100)
     assert store.accept_status(status(3, 98, 150, revoked=[withdrawn]), 100).revocation_of("cardiac")
 
 
@@ -337,8 +339,8 @@ def test_a_store_that_hears_of_a_newer_key_list_trusts_no_key_of_the_older_one(s
     other.accept_keys(FIRST_KEYS)
     other.accept_keys(SECOND_KEYS)
     store.catch_up(other.memory())
-    refused(TrustReason.NO_KEYS, store.accept_policy, policy(1), 100)
-    refused(TrustReason.REPLAYED, store.accept_keys, FIRST_KEYS)
+    assert_refused(TrustReason.NO_KEYS, store.accept_policy, policy(1), 100)
+    assert_refused(TrustReason.REPLAYED, store.accept_keys, FIRST_KEYS)
 
 
 def test_two_memories_that_contradict_each_other_are_refused(store):
@@ -346,4 +348,4 @@ def test_two_memories_that_contradict_each_other_are_refused(store):
     other = TrustStore(ROOT.public())
     other.accept_keys(FIRST_KEYS)
     other.accept_policy(policy(1, epsilon_micro=9), 100)
-    refused(TrustReason.CHANGED, store.catch_up, other.memory())
+    assert_refused(TrustReason.CHANGED, store.catch_up, other.memory())

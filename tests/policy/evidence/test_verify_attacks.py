@@ -16,7 +16,7 @@ OTHER = canonical.digest("something else")
 STRANGER = SigningKey(kid="consortium/plan-1", seed=b"?" * 32)
 
 
-def caught(outcome, check, *words, garbage=False):
+def assert_caught(outcome, check, *words, garbage=False):
     """The bundle fails, and one problem of that check has all these words."""
     assert not outcome.passed
     details = [problem.detail for problem in outcome.problems if problem.name == check]
@@ -85,8 +85,8 @@ def test_a_holders_record_changed_in_the_bundle_is_caught_and_located(honest, ch
     change(records)
     lines = b"".join(canonical.encode(record) + b"\n" for record in records)
     outcome = honest.verify({layout.holder_file("alpha", layout.LOG): lines})
-    caught(outcome, "logs", "holder alpha", "records")
-    caught(outcome, "exchanged checkpoints", "holder alpha showed another log", "coordinator, round 2")
+    assert_caught(outcome, "logs", "holder alpha", "records")
+    assert_caught(outcome, "exchanged checkpoints", "holder alpha showed another log", "coordinator, round 2")
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -94,7 +94,9 @@ def test_a_holder_cannot_rewrite_and_sign_its_own_log_again(honest, change):
     records = honest.log("alpha")
     change(records)
     outcome = honest.verify(honest.relog("alpha", records))
-    caught(outcome, "exchanged checkpoints", "holder alpha showed another log", "changed, dropped, inserted or moved")
+    assert_caught(
+        outcome, "exchanged checkpoints", "holder alpha showed another log", "changed, dropped, inserted or moved"
+    )
 
 
 def test_the_records_between_which_a_log_was_changed_are_named(honest):
@@ -113,9 +115,9 @@ def test_a_coordinator_cannot_sign_a_holders_log_again(honest):
     understate(records)
     key = SigningKey(kid="alpha/node-1", seed=honest.world.coordinator.log_key.seed)
     outcome = honest.verify(honest.relog("alpha", records, key=key))
-    caught(outcome, "logs", "holder alpha, final checkpoint", "signature does not hold")
+    assert_caught(outcome, "logs", "holder alpha, final checkpoint", "signature does not hold")
     outcome = honest.verify(honest.relog("alpha", records, key=honest.world.coordinator.log_key))
-    caught(outcome, "logs", "holder alpha, final checkpoint", "signing key is unknown")
+    assert_caught(outcome, "logs", "holder alpha, final checkpoint", "signing key is unknown")
 
 
 @pytest.mark.parametrize("kind", ["run-started", "decision", "update-received", "round-committed", "peer-checkpoint"])
@@ -123,19 +125,19 @@ def test_a_coordinator_cannot_rewrite_and_sign_its_own_log_again(honest, kind):
     records = honest.log("consortium")
     del records[first(records, kind)]
     outcome = honest.verify(honest.relog("consortium", records))
-    caught(outcome, "exchanged checkpoints", "coordinator showed another log there", "record")
+    assert_caught(outcome, "exchanged checkpoints", "coordinator showed another log there", "record")
 
 
 @pytest.mark.parametrize("owner", ["alpha", "consortium"])
 def test_a_log_cut_short_by_its_owner_is_caught(honest, owner):
     outcome = honest.verify(honest.relog(owner, honest.log(owner)[:-6]))
-    caught(outcome, "exchanged checkpoints", "records there, but only")
+    assert_caught(outcome, "exchanged checkpoints", "records there, but only")
 
 
 def test_a_log_with_a_record_added_at_its_end_by_someone_else_is_caught(honest):
     name = layout.holder_file("beta", layout.LOG)
     outcome = honest.verify({name: honest.files[name] + canonical.encode(honest.log("beta")[0]) + b"\n"})
-    caught(outcome, "logs", "holder beta", "records were dropped or added")
+    assert_caught(outcome, "logs", "holder beta", "records were dropped or added")
 
 
 @pytest.mark.parametrize(
@@ -146,20 +148,22 @@ def test_a_line_that_is_no_record_is_caught_by_its_place(honest, line):
     name = layout.holder_file("beta", layout.LOG)
     lines = honest.files[name].split(b"\n")
     lines[4] = line
-    caught(honest.verify({name: b"\n".join(lines)}), "logs", "holder beta, record 4", garbage=True)
-    caught(honest.verify({name: honest.files[name][:-1]}), "logs", "holder beta", "does not end with a whole line")
+    assert_caught(honest.verify({name: b"\n".join(lines)}), "logs", "holder beta, record 4", garbage=True)
+    assert_caught(
+        honest.verify({name: honest.files[name][:-1]}), "logs", "holder beta", "does not end with a whole line"
+    )
 
 
 def test_a_line_that_is_json_but_no_object_is_named_plainly(honest):
     lines = honest.files[layout.holder_file("beta", layout.LOG)].split(b"\n")
     lines[4] = b"[]"
     outcome = honest.verify({layout.holder_file("beta", layout.LOG): b"\n".join(lines)})
-    caught(outcome, "logs", "holder beta, record 4", "a log line is not a record")
+    assert_caught(outcome, "logs", "holder beta, record 4", "a log line is not a record")
 
 
 def test_a_record_of_the_other_sides_kind_is_caught(honest):
     records = [*honest.log("beta"), honest.log("consortium")[0]]
-    caught(honest.verify(honest.relog("beta", records)), "logs", "does not belong in this log")
+    assert_caught(honest.verify(honest.relog("beta", records)), "logs", "does not belong in this log")
 
 
 # --- two histories ----------------------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def test_a_coordinator_that_shows_one_holder_another_log_is_caught(world_of):
         return [record | {"checkpoint": token}]
 
     world.at_append["alpha"] = told("peer-checkpoint", show_other, round=1)
-    caught(world.run().verify(), "exchanged checkpoints", "holder alpha, round 1", "two histories")
+    assert_caught(world.run().verify(), "exchanged checkpoints", "holder alpha, round 1", "two histories")
 
 
 def test_a_holder_that_shows_the_coordinator_another_log_is_caught(world_of):
@@ -187,7 +191,9 @@ def test_a_holder_that_shows_the_coordinator_another_log_is_caught(world_of):
         return [record | {"checkpoint": sign(document, type=DocumentType.CHECKPOINT, key=holder.log_key)}]
 
     world.at_append["consortium"] = told("peer-checkpoint", show_other, round=1, holder="gamma")
-    caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "holder gamma showed another log")
+    assert_caught(
+        world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "holder gamma showed another log"
+    )
 
 
 def test_a_log_under_another_name_than_it_was_shown_is_caught(world_of):
@@ -200,7 +206,7 @@ def test_a_log_under_another_name_than_it_was_shown_is_caught(world_of):
         return [record | {"checkpoint": sign(at_its_time, type=DocumentType.CHECKPOINT, key=key)}]
 
     world.at_append["consortium"] = told("peer-checkpoint", rename, round=1, holder="gamma")
-    caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "gamma-2", "not this one")
+    assert_caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "gamma-2", "not this one")
 
 
 def test_two_parties_that_sign_for_one_log_are_caught(world_of):
@@ -208,7 +214,7 @@ def test_two_parties_that_sign_for_one_log_are_caught(world_of):
     world.run()
     beta = world.holders["beta"]
     beta.log.origin = world.holders["alpha"].log.origin
-    caught(world.verify(), "logs", "holder beta and holder alpha sign for one and the same log")
+    assert_caught(world.verify(), "logs", "holder beta and holder alpha sign for one and the same log")
 
 
 def test_a_checkpoint_nobody_signed_is_caught(world_of):
@@ -221,8 +227,8 @@ def test_a_checkpoint_nobody_signed_is_caught(world_of):
         "consortium": told("peer-checkpoint", with_(checkpoint="garbage"), round=2, holder="beta"),
     }
     outcome = world.run().verify()
-    caught(outcome, "exchanged checkpoints", "holder alpha, round 1", "not a checkpoint of this coordinator")
-    caught(outcome, "exchanged checkpoints", "coordinator, round 2")
+    assert_caught(outcome, "exchanged checkpoints", "holder alpha, round 1", "not a checkpoint of this coordinator")
+    assert_caught(outcome, "exchanged checkpoints", "coordinator, round 2")
 
 
 def test_a_round_that_was_never_shown_to_the_other_side_is_caught(world_of):
@@ -230,10 +236,10 @@ def test_a_round_that_was_never_shown_to_the_other_side_is_caught(world_of):
         return []
 
     world = world_of(at_append={"consortium": told("peer-checkpoint", silence, holder="beta")})
-    caught(world.run().verify(), "witnesses", "holder beta, round 1", "(sent)")
+    assert_caught(world.run().verify(), "witnesses", "holder beta, round 1", "(sent)")
     quiet = told("peer-checkpoint", silence, round=3)
     world = world_of(at_append=dict.fromkeys(("alpha", "beta", "gamma"), quiet))
-    caught(world.run().verify(), "witnesses", "coordinator, round 3", "model-released")
+    assert_caught(world.run().verify(), "witnesses", "coordinator, round 3", "model-released")
 
 
 # --- what coordinator and holders say of each round -------------------------------------------------------------------
@@ -251,8 +257,8 @@ def test_an_update_that_the_coordinator_was_given_and_hid_is_caught(world_of):
 
     world.at_append["consortium"] = lambda record: hide(copy.deepcopy(record))
     outcome = world.run().verify()
-    caught(outcome, "nothing hidden", "holder beta, round 2", "(sent)", "neither received nor refused")
-    caught(outcome, "cohorts", "coordinator, round 2", "holder beta is not in the cohort")
+    assert_caught(outcome, "nothing hidden", "holder beta, round 2", "(sent)", "neither received nor refused")
+    assert_caught(outcome, "cohorts", "coordinator, round 2", "holder beta is not in the cohort")
 
 
 def test_an_update_received_and_then_left_out_is_caught(world_of):
@@ -262,7 +268,7 @@ def test_an_update_received_and_then_left_out_is_caught(world_of):
         return [record]
 
     world = world_of(at_append={"consortium": told("round-committed", leave_out, round=2)})
-    caught(world.run().verify(), "nothing hidden", "coordinator, round 2", "holder beta", "left out")
+    assert_caught(world.run().verify(), "nothing hidden", "coordinator, round 2", "holder beta", "left out")
 
 
 def test_an_update_that_nobody_sent_is_caught(world_of):
@@ -271,7 +277,7 @@ def test_an_update_that_nobody_sent_is_caught(world_of):
         return [record]
 
     world = world_of(at_append={"consortium": told("round-committed", invent, round=2)})
-    caught(world.run().verify(), "cohorts", "coordinator, round 2", OTHER, "holder beta", "its log says")
+    assert_caught(world.run().verify(), "cohorts", "coordinator, round 2", OTHER, "holder beta", "its log says")
 
 
 def test_a_holder_committed_in_a_round_it_refused_is_caught(world_of):
@@ -280,33 +286,33 @@ def test_a_holder_committed_in_a_round_it_refused_is_caught(world_of):
 
     world = world_of(at_append={"consortium": told("round-committed", add, round=3)})
     outcome = world.run().verify()
-    caught(outcome, "cohorts", "coordinator, round 3", "holder gamma", "its log has no update in this round")
-    caught(outcome, "permits", "coordinator, round 3", "holder gamma is in the cohort without a permit")
+    assert_caught(outcome, "cohorts", "coordinator, round 3", "holder gamma", "its log has no update in this round")
+    assert_caught(outcome, "permits", "coordinator, round 3", "holder gamma is in the cohort without a permit")
 
 
 def test_an_update_committed_without_a_record_of_receiving_it_is_caught(world_of):
     world = world_of(at_append={"consortium": told("update-received", lambda _record: [], round=2, holder="beta")})
     outcome = world.run().verify()
-    caught(outcome, "cohorts", "coordinator, round 2", "holder beta", "did not record receiving")
+    assert_caught(outcome, "cohorts", "coordinator, round 2", "holder beta", "did not record receiving")
 
 
 def test_a_holder_both_in_the_cohort_and_among_the_refusals_is_caught(world_of):
     world = world_of(at_append={"consortium": told("round-committed", with_(refused={"beta": ["purposes"]}), round=2)})
-    caught(world.run().verify(), "cohorts", "coordinator, round 2", "holder beta stands both")
+    assert_caught(world.run().verify(), "cohorts", "coordinator, round 2", "holder beta stands both")
 
 
 def test_an_update_exchanged_for_another_on_the_way_is_caught(world_of):
     world = world_of(
         at_append={"consortium": told("update-received", with_(update_digest=OTHER), round=1, holder="alpha")}
     )
-    caught(world.run().verify(), "nothing hidden", "holder alpha, round 1", "another update")
+    assert_caught(world.run().verify(), "nothing hidden", "holder alpha, round 1", "another update")
 
 
 def test_a_use_that_the_holder_leaves_out_of_its_log_is_caught(world_of):
     world = world_of(at_append={"alpha": told("sent", lambda _record: [], round=2)})
     outcome = world.run().verify()
-    caught(outcome, "cohorts", "coordinator, round 2", "holder alpha", "no update in this round")
-    caught(outcome, "budget", "holder alpha, round 3", "history")
+    assert_caught(outcome, "cohorts", "coordinator, round 2", "holder alpha", "no update in this round")
+    assert_caught(outcome, "budget", "holder alpha, round 3", "history")
 
 
 def test_a_hold_given_back_after_its_update_left_is_caught(world_of):
@@ -315,12 +321,12 @@ def test_a_hold_given_back_after_its_update_left_is_caught(world_of):
         return [record, more | {"kind": "hold-released", "reason": "never mind"}]
 
     world = world_of(at_append={"beta": told("sent", and_release, round=2)})
-    caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "(hold-released)")
+    assert_caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "(hold-released)")
 
 
 def test_two_updates_under_one_hold_are_caught(world_of):
     world = world_of(at_append={"beta": told("sent", lambda record: [record, record], round=2)})
-    caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "second update")
+    assert_caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "second update")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +350,7 @@ def test_resuming_from_a_round_that_was_committed_is_caught(world_of):
         return [record, {"v": 1, "kind": "resumed", "at_ms": 1, "run": "run-1", "round": 2, "from_round": 2}]
 
     world = world_of(at_append={"consortium": told("round-committed", resume, round=2)})
-    caught(world.run().verify(), "course of the run", "resumed from round 2", "was committed")
+    assert_caught(world.run().verify(), "course of the run", "resumed from round 2", "was committed")
 
 
 @pytest.mark.parametrize(
@@ -365,20 +371,20 @@ def test_a_round_committed_before_its_run_started_is_caught(world_of):
         return [record, *late] if (record["kind"], record["round"]) == ("round-committed", 1) else [record]
 
     world = world_of(at_append={"consortium": hold_back})
-    caught(world.run().verify(), "course of the run", "run-started", "committed before the run started")
+    assert_caught(world.run().verify(), "course of the run", "run-started", "committed before the run started")
 
 
 def test_a_plan_the_holder_was_never_shown_is_caught(world_of):
     world = world_of(at_append={"gamma": told("plan-shown", with_(plan_digest=OTHER))})
-    caught(world.run().verify(), "course of the run", "holder gamma, round 1", "never recorded being shown")
+    assert_caught(world.run().verify(), "course of the run", "holder gamma, round 1", "never recorded being shown")
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_swapped_model_is_caught(honest):
-    caught(honest.verify({layout.MODEL: b"another model"}), "model", layout.MODEL, "model-released")
-    caught(honest.verify({layout.MODEL: None}), "model", layout.MODEL, "missing")
+    assert_caught(honest.verify({layout.MODEL: b"another model"}), "model", layout.MODEL, "model-released")
+    assert_caught(honest.verify({layout.MODEL: None}), "model", layout.MODEL, "missing")
 
 
 @pytest.mark.parametrize(
@@ -395,7 +401,7 @@ def test_a_swapped_model_is_caught(honest):
 def test_a_broken_chain_of_models_is_caught(world_of, owner, kind, change, words):
     round_number = 2 if kind in {"sent", "round-committed"} else 3
     world = world_of(at_append={owner: told(kind, change, round=round_number)})
-    caught(world.run().verify(), "model", *words)
+    assert_caught(world.run().verify(), "model", *words)
 
 
 def test_a_model_beside_a_run_that_released_none_is_caught(world_of):
@@ -403,7 +409,7 @@ def test_a_model_beside_a_run_that_released_none_is_caught(world_of):
     world.run()
     assert world.verify().passed
     assert world.verify({name: data for name, data in world.files().items() if name != layout.MODEL}).passed
-    caught(world.verify({**world.files(), layout.MODEL: b"x"}), "model", "nothing was released")
+    assert_caught(world.verify({**world.files(), layout.MODEL: b"x"}), "model", "nothing was released")
 
 
 @pytest.mark.parametrize("rounds", [[1, 2], [3, 2], [2, 3, 4], [1, 3]])
@@ -412,15 +418,15 @@ def test_an_average_of_other_rounds_than_the_last_is_caught(world_of, rounds):
         world.coordinator.record("model-averaged", 3, model_digest=world.model_digest, rounds=rounds)
 
     outcome = world_of().run(after_rounds=average).verify()
-    caught(outcome, "model", "model-averaged", "not the last ones")
-    caught(outcome, "model", "model-averaged", "signed plan has no average")
+    assert_caught(outcome, "model", "model-averaged", "not the last ones")
+    assert_caught(outcome, "model", "model-averaged", "signed plan has no average")
 
 
 def test_a_release_of_another_model_than_the_rounds_ended_in_is_caught(world_of):
     digest = canonical.digest_bytes(b"better model")
     world = world_of(at_append={"consortium": told("model-released", with_(model_digest=digest))})
     outcome = world.run().verify({**world.files(), layout.MODEL: b"better model"})
-    caught(outcome, "model", "model-released", digest, "the rounds ended in")
+    assert_caught(outcome, "model", "model-released", digest, "the rounds ended in")
 
 
 def test_a_round_after_the_release_is_caught(world_of):
@@ -434,14 +440,16 @@ def test_a_round_after_the_release_is_caught(world_of):
         return [record, released | {"model_digest": record["model_digest"]}]
 
     outcome = world_of(at_append={"consortium": too_early}).run().verify()
-    caught(outcome, "model", "coordinator, round 3", "(round-committed)", "committed after the model was released")
+    assert_caught(
+        outcome, "model", "coordinator, round 3", "(round-committed)", "committed after the model was released"
+    )
 
 
 def test_two_releases_are_caught(world_of):
     world = world_of(at_append={"consortium": told("model-released", lambda record: [record, record])})
-    caught(world.run().verify(), "model", "coordinator, round 3", "a second model")
+    assert_caught(world.run().verify(), "model", "coordinator, round 3", "a second model")
 
 
 def test_a_release_without_a_contributors_permit_is_caught(world_of):
     world = world_of(at_append={"gamma": told("decision", lambda _record: [], action="release")})
-    caught(world.run().verify(), "permits", "model-released", "holder gamma contributed")
+    assert_caught(world.run().verify(), "permits", "model-released", "holder gamma contributed")

@@ -14,7 +14,7 @@ from ringfence_policy.policy import UsagePolicy
 OTHER = canonical.digest("something else")
 
 
-def caught(outcome, check, *words):
+def assert_caught(outcome, check, *words):
     """The bundle fails, and one problem of that check has all these words."""
     assert not outcome.passed
     details = [problem.detail for problem in outcome.problems if problem.name == check]
@@ -78,28 +78,28 @@ def into(effect, clause="purposes"):
 def test_an_update_sent_without_a_permit_is_caught(world_of, point):
     drop = at_point(point, lambda _record: [])
     world = world_of(at_append={"beta": told("decision", drop, round=2, action="train")})
-    caught(world.run().verify(), "permits", "holder beta, round 2", "(sent)", point.value)
+    assert_caught(world.run().verify(), "permits", "holder beta, round 2", "(sent)", point.value)
 
 
 def test_an_update_sent_despite_a_denial_is_caught(world_of):
     deny = at_point(Point.BEFORE_UPLOAD, into(Effect.DENY, "status"))
     world = world_of(at_append={"beta": told("decision", deny, round=2, action="train")})
     outcome = world.run().verify()
-    caught(outcome, "permits", "holder beta, round 2", "sent without a permit at node-before-upload")
-    caught(outcome, "decisions", "holder beta, round 2", "a denial for status")
+    assert_caught(outcome, "permits", "holder beta, round 2", "sent without a permit at node-before-upload")
+    assert_caught(outcome, "decisions", "holder beta, round 2", "a denial for status")
 
 
 def test_a_permit_that_the_policy_does_not_give_is_caught(world_of):
     world = world_of(at_append={"consortium": told("decision", into(Effect.PERMIT), round=3, holder="gamma")})
-    caught(world.run().verify(), "decisions", "coordinator, round 3", "a permit", "max_rounds")
+    assert_caught(world.run().verify(), "decisions", "coordinator, round 3", "a permit", "max_rounds")
 
 
 def test_a_made_up_refusal_is_caught(world_of):
     world = world_of(at_append={"consortium": told("decision", into(Effect.DENY), round=2, holder="beta")})
     outcome = world.run().verify()
-    caught(outcome, "decisions", "coordinator, round 2", "purposes", "does not refuse")
-    caught(outcome, "permits", "coordinator, round 2", "holder beta is in the cohort without a permit")
-    caught(outcome, "permits", "holder beta, round 2", "sent, though the coordinator's log has no permit")
+    assert_caught(outcome, "decisions", "coordinator, round 2", "purposes", "does not refuse")
+    assert_caught(outcome, "permits", "coordinator, round 2", "holder beta is in the cohort without a permit")
+    assert_caught(outcome, "permits", "holder beta, round 2", "sent, though the coordinator's log has no permit")
 
 
 def test_a_refusal_under_another_reason_than_the_true_one_is_caught(world_of):
@@ -109,9 +109,9 @@ def test_a_refusal_under_another_reason_than_the_true_one_is_caught(world_of):
 
     world = world_of(at_append={"consortium": told("decision", other_reason, round=3, holder="gamma")})
     outcome = world.run().verify()
-    caught(outcome, "decisions", "coordinator, round 3", "leaves out max_rounds")
-    caught(outcome, "decisions", "coordinator, round 3", "denial for regions")
-    caught(outcome, "cohorts", "coordinator, round 3", "gamma", "max_rounds")
+    assert_caught(outcome, "decisions", "coordinator, round 3", "leaves out max_rounds")
+    assert_caught(outcome, "decisions", "coordinator, round 3", "denial for regions")
+    assert_caught(outcome, "cohorts", "coordinator, round 3", "gamma", "max_rounds")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_refusal_under_another_reason_than_the_true_one_is_caught(world_of):
 )
 def test_facts_that_contradict_plan_policy_or_record_are_caught(world_of, change, words):
     world = world_of(at_append={"alpha": told("decision", change, round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", words)
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", words)
 
 
 def test_facts_changed_under_a_decisions_digest_are_caught(world_of):
@@ -141,7 +141,7 @@ def test_facts_changed_under_a_decisions_digest_are_caught(world_of):
         return [record]
 
     world = world_of(at_append={"alpha": told("decision", change, round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", "not the ones that were decided on")
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "not the ones that were decided on")
 
 
 def test_a_decision_at_a_point_that_is_not_that_sides_is_caught(world_of):
@@ -150,7 +150,7 @@ def test_a_decision_at_a_point_that_is_not_that_sides_is_caught(world_of):
         return [record]
 
     world = world_of(at_append={"alpha": told("decision", move, round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", "not this side's to decide")
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "not this side's to decide")
 
 
 def test_a_decision_document_in_another_form_is_caught(world_of):
@@ -159,31 +159,31 @@ def test_a_decision_document_in_another_form_is_caught(world_of):
         return [record]
 
     world = world_of(at_append={"alpha": told("decision", bend, round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", "not a decision")
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "not a decision")
 
 
 def test_a_cohort_said_to_be_larger_than_it_was_is_caught(world_of):
     world = world_of(at_append={"alpha": told("decision", facts(holders=3), round=3, action="train")})
-    caught(world.run().verify(), "permits", "holder alpha, round 3", "cohort of 3", "only 2")
+    assert_caught(world.run().verify(), "permits", "holder alpha, round 3", "cohort of 3", "only 2")
 
 
 def test_a_weight_other_than_the_plans_is_caught(world_of):
     world = world_of(at_append={"alpha": told("sent", with_(weight=10**9), round=1)})
-    caught(world.run().verify(), "permits", "holder alpha, round 1", "1000000000", "300")
+    assert_caught(world.run().verify(), "permits", "holder alpha, round 1", "1000000000", "300")
 
 
 def test_going_back_to_an_older_policy_or_status_is_caught(world_of):
     world = world_of(at_append={"alpha": told("decision", with_(status_seq=3), round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", "under status 3")
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "under status 3")
     world = world_of(at_append={"alpha": told("decision", with_(status_seq=None), round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", "under status None")
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "under status None")
 
     def older(record):
         record["decision"]["policy"] = "alpha-terms@0"
         return [record]
 
     world = world_of(at_append={"alpha": told("decision", older, round=2, action="train")})
-    caught(world.run().verify(), "decisions", "holder alpha, round 2", "alpha-terms@0")
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "alpha-terms@0")
 
 
 def test_going_back_to_an_older_signed_policy_is_caught(world_of):
@@ -205,7 +205,7 @@ def test_going_back_to_an_older_signed_policy_is_caught(world_of):
 
     world = world_of().run(before_round=change_terms)
     files = {**world.files(), layout.policy_file("alpha", "alpha-terms", 2): world.second_terms.encode()}
-    caught(world.verify(files), "decisions", "holder alpha, round 3", "alpha-terms@1, though version 2")
+    assert_caught(world.verify(files), "decisions", "holder alpha, round 3", "alpha-terms@1, though version 2")
 
 
 def test_a_record_about_a_holder_that_is_not_in_the_run_is_caught(world_of):
@@ -213,19 +213,19 @@ def test_a_record_about_a_holder_that_is_not_in_the_run_is_caught(world_of):
         return [record, record | {"holder": "delta"}]
 
     world = world_of(at_append={"consortium": told("decision", stranger, round=1, holder="beta")})
-    caught(world.run().verify(), "decisions", "coordinator, round 1", "about holder delta")
+    assert_caught(world.run().verify(), "decisions", "coordinator, round 1", "about holder delta")
     world = world_of(at_append={"consortium": told("peer-checkpoint", stranger, round=1, holder="beta")})
-    caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "delta, whose log is not here")
+    assert_caught(world.run().verify(), "exchanged checkpoints", "coordinator, round 1", "delta, whose log is not here")
 
 
 def test_an_evaluation_without_a_permit_or_of_another_kind_is_caught(world_of):
     world = world_of(at_append={"beta": told("decision", lambda _record: [], action="evaluate")})
-    caught(world.run().verify(), "permits", "holder beta, round 3", "measured without a permit")
+    assert_caught(world.run().verify(), "permits", "holder beta, round 3", "measured without a permit")
     as_exact = with_(mechanism=None, noise_source="none")
     world = world_of(at_append={"beta": told("evaluated", as_exact)})
     outcome = world.run().verify()
-    caught(outcome, "permits", "holder beta, round 3", "measured as exact, permitted as private")
-    caught(outcome, "budget", "holder beta, round 3", "history")
+    assert_caught(outcome, "permits", "holder beta, round 3", "measured as exact, permitted as private")
+    assert_caught(outcome, "budget", "holder beta, round 3", "history")
 
 
 # --- revocation -------------------------------------------------------------------------------------------------------
@@ -251,19 +251,19 @@ def revoke_in_round_3(*, tell, lifetime_later=False, on_revoke="stop-now"):
 
 def test_a_use_after_the_node_knew_of_a_revocation_is_caught(world_of):
     outcome = world_of().run(before_round=revoke_in_round_3(tell="record")).verify()
-    caught(outcome, "revocation", "holder alpha, round 3", "after the node knew", "(revoked)")
+    assert_caught(outcome, "revocation", "holder alpha, round 3", "after the node knew", "(revoked)")
 
 
 def test_a_use_under_the_very_status_that_revokes_is_caught(world_of):
     outcome = world_of().run(before_round=revoke_in_round_3(tell="status")).verify()
-    caught(outcome, "revocation", "holder alpha, round 3", "under status 8, which revokes alpha-terms")
+    assert_caught(outcome, "revocation", "holder alpha, round 3", "under status 8, which revokes alpha-terms")
 
 
 def test_a_use_later_than_a_status_lives_after_a_revocation_is_caught(world_of):
     world = world_of()
     world.run(before_round=revoke_in_round_3(tell="nobody", lifetime_later=True))
     world.holders["alpha"].status_seq = 9
-    caught(world.verify(), "revocation", "holder alpha, round 3", "more than a status's lifetime")
+    assert_caught(world.verify(), "revocation", "holder alpha, round 3", "more than a status's lifetime")
 
 
 def test_a_revocation_that_the_officer_seems_to_have_taken_back_is_caught(world_of):
@@ -271,12 +271,14 @@ def test_a_revocation_that_the_officer_seems_to_have_taken_back_is_caught(world_
         if round_number == 3:
             world.holders["alpha"].record("revoked", round_number, policy_id="alpha-terms")
 
-    caught(world_of().run(before_round=tell).verify(), "revocation", "holder alpha, round 3", "a revocation is final")
+    assert_caught(
+        world_of().run(before_round=tell).verify(), "revocation", "holder alpha, round 3", "a revocation is final"
+    )
 
 
 def test_a_status_newer_than_the_newest_one_shown_is_caught(world_of):
     world = world_of(at_append={"alpha": told("decision", with_(status_seq=99), round=3)})
-    caught(world.run().verify(), "revocation", "holder alpha, round 3", "newer than the newest one here")
+    assert_caught(world.run().verify(), "revocation", "holder alpha, round 3", "newer than the newest one here")
 
 
 # --- rehearsal --------------------------------------------------------------------------------------------------------
@@ -288,15 +290,15 @@ def test_a_rehearsal_whose_mark_is_removed_is_caught(world_of):
     assert world.verify(files).rehearsal
     unmarked = canonical.encode(world.claims() | {"rehearsal": False})
     outcome = world.verify(world.seal({**files, layout.CLAIMS: unmarked}, rehearsal=False), sealed=True)
-    caught(outcome, "rehearsal", "manifest and the signed plan disagree")
-    caught(outcome, "rehearsal", "holder alpha, round 1", "NOT PRIVATE")
+    assert_caught(outcome, "rehearsal", "manifest and the signed plan disagree")
+    assert_caught(outcome, "rehearsal", "holder alpha, round 1", "NOT PRIVATE")
     assert outcome.rehearsal
-    caught(world.verify({**files, layout.CLAIMS: unmarked}), "claims", "rehearsal False")
+    assert_caught(world.verify({**files, layout.CLAIMS: unmarked}), "claims", "rehearsal False")
 
 
 def test_predictable_noise_in_a_run_that_is_no_rehearsal_is_caught(world_of):
     outcome = world_of(noise_source="seeded").run().verify()
-    caught(outcome, "rehearsal", "holder beta, round 3", "(evaluated)", "predictable noise")
+    assert_caught(outcome, "rehearsal", "holder beta, round 3", "(evaluated)", "predictable noise")
     assert outcome.rehearsal
 
 
@@ -337,7 +339,7 @@ def less(record):
 )
 def test_a_record_that_understates_its_cost_is_caught(world_of, change, words):
     world = world_of(at_append={"alpha": told("sent", change, round=2)})
-    caught(world.run().verify(), "budget", "holder alpha, round 2", words)
+    assert_caught(world.run().verify(), "budget", "holder alpha, round 2", words)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_a_record_that_understates_its_cost_is_caught(world_of, change, words):
 )
 def test_a_decision_on_understated_costs_is_caught(world_of, change, words):
     world = world_of(at_append={"alpha": told("decision", change, round=2, action="train")})
-    caught(world.run().verify(), "budget", "holder alpha, round 2", words)
+    assert_caught(world.run().verify(), "budget", "holder alpha, round 2", words)
 
 
 def test_uses_beyond_the_policys_cap_are_caught(world_of):
@@ -374,7 +376,9 @@ def test_uses_beyond_the_policys_cap_are_caught(world_of):
 
     holder.request = request
     outcome = world.run().verify()
-    caught(outcome, "budget", "holder beta, round 1", "brings policy beta-terms@1 to epsilon", "its cap is 0.020000")
+    assert_caught(
+        outcome, "budget", "holder beta, round 1", "brings policy beta-terms@1 to epsilon", "its cap is 0.020000"
+    )
 
 
 @pytest.mark.parametrize(
@@ -392,7 +396,7 @@ def test_claims_other_than_the_records_are_caught(honest, member, change, words)
     claims = honest.world.claims()
     claim = claims["holders"]["alpha"]
     claims["holders"]["alpha"] = claim | {member: change(claim)}
-    caught(honest.verify({layout.CLAIMS: canonical.encode(claims)}), "claims", "holder alpha", words)
+    assert_caught(honest.verify({layout.CLAIMS: canonical.encode(claims)}), "claims", "holder alpha", words)
 
 
 @pytest.mark.parametrize("change", [
@@ -418,7 +422,7 @@ def test_a_second_run_that_forgets_the_first_is_caught(world_of):
     claims = world.claims()
     claims["holders"]["alpha"]["epsilon_micro"] = after_first["epsilon_micro"]
     outcome = world.verify({**world.files(), layout.CLAIMS: canonical.encode(claims)})
-    caught(outcome, "claims", "holder alpha", "understates epsilon")
+    assert_caught(outcome, "claims", "holder alpha", "understates epsilon")
 
 
 def test_terms_given_on_another_history_or_for_fewer_rounds_are_caught(honest):
@@ -439,4 +443,4 @@ def test_terms_given_on_another_history_or_for_fewer_rounds_are_caught(honest):
             participation_document(**members), type=DocumentType.PARTICIPATION, key=world.holders["alpha"].log_key
         )
         outcome = honest.verify({layout.holder_file("alpha", layout.PARTICIPATION): token.encode()})
-        caught(outcome, check, "holder alpha", words)
+        assert_caught(outcome, check, "holder alpha", words)
