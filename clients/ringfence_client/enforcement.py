@@ -24,7 +24,7 @@ from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import BudgetExhausted, LedgerFault, RingfenceError
 from ringfence_policy.facts import Cost
-from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.mechanism import DpMechanism, history_to_document
 from ringfence_policy.protocol import UseReply, UseRequest
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import Action, Evaluation
@@ -351,7 +351,7 @@ def _mark_sent(prepared: Prepared, reply: StoredReply) -> None:
         "noise_source": reply.noise_source,
         "epsilon_micro": epsilon_micro(history, delta_pico=dataset.delta_pico),
         "delta_pico": dataset.delta_pico,
-        "history": [[used.to_document(), count] for used, count in history],
+        "history": history_to_document(history),
     }
     if request.action is Action.TRAIN:
         members |= {"update_digest": reply.digest, "weight": dataset.weight}

@@ -60,16 +60,6 @@ def scores(
     return probabilities
 
 
-def exact_metrics(model: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]], data: HolderData) -> Metrics:
-    """Measure a model exactly. Only where the holder's policy says `evaluation = "exact"`.
-
-    Raises:
-        DocumentInvalid: The model cannot be built.
-        TrustRefused: The arrays are not the model's.
-    """
-    return metrics_from_scores(scores(model, arrays, data), data.labels)
-
-
 def metrics_from_scores(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.float32]) -> Metrics:
     """Measure scores against labels.
 

@@ -5,6 +5,7 @@ from ringfence_client.run_terms import RunTerms
 from ringfence_policy.documents import participation_document
 from ringfence_policy.identity import DocumentType, SigningKey, sign
 from ringfence_policy.ledger import HoldState, PrivacyLedger
+from ringfence_policy.mechanism import history_to_document
 from ringfence_policy.vocabulary import Action
 
 PAPERS_LIFETIME_MS = 15 * 60 * 1000
@@ -29,13 +30,12 @@ def signed_participation(
         for hold in ledger.holds(terms.run_id)
         if hold.action is Action.TRAIN and hold.state is not HoldState.RELEASED
     }
-    history = ledger.history(dataset.dataset_id, reserved=False)
     document = participation_document(
         holder_id=home.profile.holder_id,
         run_id=terms.run_id,
         plan_digest=terms.plan.digest,
         last_round=max(done, default=0) + rounds_left,
-        history=[(mechanism.to_document(), count) for mechanism, count in history],
+        history=history_to_document(ledger.history(dataset.dataset_id, reserved=False)),
         weight=dataset.weight,
         issued_ms=now_ms,
         good_until_ms=now_ms + PAPERS_LIFETIME_MS,

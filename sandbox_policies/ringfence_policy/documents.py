@@ -205,7 +205,7 @@ def participation_document(
     run_id: str,
     plan_digest: str,
     last_round: int,
-    history: Sequence[tuple[Mapping[str, Any], int]],
+    history: Sequence[Sequence[Any]],
     weight: int,
     issued_ms: int,
     good_until_ms: int,

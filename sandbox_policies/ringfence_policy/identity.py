@@ -52,7 +52,6 @@ class DocumentType(StrEnum):
     PARTICIPATION = "ringfence-participation+jws"
     CHECKPOINT = "ringfence-checkpoint+jws"
     REQUEST = "ringfence-request+jws"
-    RELEASE = "ringfence-release+jws"
     MANIFEST = "ringfence-manifest+jws"
 
 

@@ -172,7 +172,6 @@ class PrivacyLedger(LedgerReader):
         policy_id: str,
         mechanism: DpMechanism,
         action: Action,
-        on_reserved: Callable[[], None] | None = None,
     ) -> Hold:
         """Set budget aside for one use, on disk, before the data is opened.
 
@@ -188,8 +187,6 @@ class PrivacyLedger(LedgerReader):
             policy_id: The policy that permits it.
             mechanism: What will be applied.
             action: `train` counts as a round; `evaluate` does not.
-            on_reserved: Called inside the transaction after the reservation, to write the evidence record; if it
-                raises, nothing is reserved.
 
         Raises:
             BudgetExhausted: A meter has too little left. The message names it, its limit, what would be used, and a
@@ -213,8 +210,6 @@ class PrivacyLedger(LedgerReader):
             if exceeded := [meter for meter in moved if meter.exceeded]:
                 raise self._exhausted(exceeded[0], dataset_id, mechanism)
             self._rewrite(meters, may_grow=False)
-            if on_reserved is not None:
-                on_reserved()
             return self._known(hold_id)
 
     def mark_sending(self, hold_id: str, *, update_digest: str) -> Hold:

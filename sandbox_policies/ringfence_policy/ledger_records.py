@@ -96,11 +96,6 @@ class Quote:
         return self.policy_epsilon_after_micro - self.policy_epsilon_before_micro
 
     @property
-    def dataset_epsilon_cost_micro(self) -> int:
-        """What this use adds to the dataset's epsilon."""
-        return self.dataset_epsilon_after_micro - self.dataset_epsilon_before_micro
-
-    @property
     def fits(self) -> bool:
         """Whether every meter allows it."""
         return not self.exhausted

@@ -301,7 +301,7 @@ def _as_one(error: ValidationError, text: str, model: type[StrictDocument], sour
         where=f"{source}:{first.line}",
         expected=first.expected,
         got=first.got,
-        next_step=". ".join(steps) or None,
+        next_step=" ".join(step if step.endswith("?") else f"{step}." for step in steps).removesuffix(".") or None,
     )
 
 

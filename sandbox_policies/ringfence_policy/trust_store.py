@@ -22,7 +22,6 @@ _ROLES: Mapping[DocumentType, frozenset[Role]] = {
     DocumentType.CHECKPOINT: frozenset({Role.NODE, Role.PLAN}),
     DocumentType.PLAN: frozenset({Role.PLAN}),
     DocumentType.REQUEST: frozenset({Role.PLAN}),
-    DocumentType.RELEASE: frozenset({Role.PLAN}),
     DocumentType.MANIFEST: frozenset({Role.PLAN}),
 }
 

@@ -70,7 +70,6 @@ class Coordinator:
     def __init__(self, directory: Path, *, coordinator_id: str, clock: Callable[[], int] = now_ms) -> None:
         self.coordinator_id = coordinator_id
         self.clock = clock
-        self._directory = directory
         if not (directory / "keys.jws").exists():
             _make_keys(directory, coordinator_id, now_ms=clock())
         self.root = PublicKey.from_jwk(json.loads((directory / "root.jwk").read_text()))

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays as numpy_arrays
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from ringfence_client.datasource import HolderData
-from ringfence_client.evaluation import exact_metrics, metrics_from_scores, noised_counts, score_counts, scores
+from ringfence_client.evaluation import metrics_from_scores, noised_counts, score_counts, scores
 from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect
 from ringfence_policy.errors import TrustRefused, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
@@ -20,6 +20,10 @@ torch.set_num_threads(1)
 
 MODEL = {"kind": "logistic-regression"}
 ARRAYS = {"layers.weight": np.float32([[2.0, -1.0]]), "layers.bias": np.float32([0.25])}
+
+
+def exact_metrics(model, arrays, rows):
+    return metrics_from_scores(scores(model, arrays, rows), rows.labels)
 
 
 def histogram(noise_multiplier: float = 20.0, **changes) -> DpMechanism:

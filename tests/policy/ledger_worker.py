@@ -28,7 +28,8 @@ TRAINING = DpMechanism(
 
 
 def main(database_path: Path, outbox: Path, name: str, kill_at: str) -> None:
-    ledger = PrivacyLedger(Database.open(database_path))
+    database = Database.open(database_path)
+    ledger = PrivacyLedger(database)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     sys.stdin.readline()
@@ -43,17 +44,18 @@ def main(database_path: Path, outbox: Path, name: str, kill_at: str) -> None:
         policy_id = ("research", "industry")[number % 2]
         step("before-reserve")
         try:
-            ledger.reserve(
-                hold_id,
-                run_id=name,
-                round_number=number + 1,
-                attempt=1,
-                dataset_id="patients",
-                policy_id=policy_id,
-                mechanism=TRAINING,
-                action=Action.TRAIN,
-                on_reserved=lambda: step("inside-reserve"),
-            )
+            with database.transaction():
+                ledger.reserve(
+                    hold_id,
+                    run_id=name,
+                    round_number=number + 1,
+                    attempt=1,
+                    dataset_id="patients",
+                    policy_id=policy_id,
+                    mechanism=TRAINING,
+                    action=Action.TRAIN,
+                )
+                step("inside-reserve")
         except BudgetExhausted:
             return
         step("reserved")

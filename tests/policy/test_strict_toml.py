@@ -226,7 +226,7 @@ def test_fifo_is_refused_and_not_waited_for(tmp_path):
     ["x = " + "[" * 100_000, "[inner]\ncount = " + "9" * 10_000, "when = 2026-02-30T00:00:00Z", "\ufeffname='aa'"],
 )
 def test_extreme_text_is_refused_as_a_document_fault(text):
-    fault(text)
+    assert fault(text).code == "document-invalid"
 
 
 def test_byte_order_mark_and_windows_line_ends():
