@@ -6,7 +6,7 @@ import traceback
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringfence_client.datasource import HolderData, load_dataset
@@ -256,7 +256,7 @@ def test_the_fingerprint_names_the_records_as_a_set():
     assert HolderData.from_arrays(data.features, flipped).fingerprint != data.fingerprint
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(rows=st.integers(0, 60), left_out=st.integers(0, 59), fraction=st.sampled_from([0.0, 0.1, 0.25, 0.6]))
 def test_taking_one_record_away_moves_no_other_between_the_parts(rows, left_out, fraction):
     """Were the split to depend on the row count, one record would change which others train, and clip nothing."""

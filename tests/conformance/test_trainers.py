@@ -109,7 +109,7 @@ def test_steps_equal_dp_sgd_written_by_hand_with_the_same_noise(trainer, model, 
     assert np.linalg.norm(flat(update.arrays) - expected) < 1e-5 * moved
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(scale=st.floats(1e-3, 1e3), rows=st.integers(0, 30), clip=st.sampled_from([0.01, 0.4, 5.0]))
 def test_one_more_record_moves_the_sum_by_no_more_than_the_clipping_norm(scale, rows, clip):
     """The sensitivity that the accountant assumes, whatever model the coordinator sends."""

@@ -278,7 +278,7 @@ def test_calibrated_noise_fits_the_cap_and_a_millionth_less_does_not(uses, round
     assert found.noise_multiplier_micro == 1 or cost(found.noise_multiplier_micro - 1) > cap
 
 
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 @given(st.integers(50_000, 500_000).map(lambda micro: micro / 1e6), st.integers(300_000, 5_000_000))
 def test_calibrated_noise_of_a_sampled_mechanism_fits_and_two_parts_in_ten_thousand_less_does_not(rate, cap):
     found = accounting.calibrate_noise(

@@ -42,7 +42,7 @@ def test_holder_named_twice_is_a_fault():
         largest_cohort(["a", "a"], at_least({"a": 1}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 8), max_size=7))
 def test_cohort_is_the_greatest_set_in_which_all_permit(minimums):
     by_holder = {f"h{number}": minimum for number, minimum in enumerate(minimums)}

@@ -251,7 +251,7 @@ def test_public_facts_in_another_form_are_refused(make_request, name, value):
         type(request).from_public_facts({key: fact for key, fact in request.public_facts().items() if key != "task"})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.datetimes(datetime(1971, 1, 1), datetime(2199, 1, 1)), st.integers(-14 * 60, 14 * 60))  # noqa: DTZ001
 def test_time_of_a_request_is_rounded_down_to_the_millisecond_in_utc(make_request, moment, offset_minutes):
     aware = moment.replace(tzinfo=timezone(timedelta(minutes=offset_minutes)))

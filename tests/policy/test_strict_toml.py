@@ -234,7 +234,7 @@ def test_byte_order_mark_and_windows_line_ends():
     assert fault("name = 'aa'\r\n[inner]\r\ncount = 'x'\r\n").where == "file.toml:3"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(alphabet="ab=[]{}\"'\n.,#1 \\tTZ:-", max_size=60))
 def test_no_text_raises_anything_but_a_document_fault(text):
     try:
@@ -283,7 +283,7 @@ def toml_with_lines(draw):
     return "\n".join(lines), expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(toml_with_lines())
 def test_every_key_is_found_on_the_line_it_was_written_on(case):
     text, expected = case

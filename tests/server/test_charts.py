@@ -36,7 +36,7 @@ def test_labels_at_line_ends_keep_their_order_and_their_distance(values, gap):
     assert all(later - earlier >= gap - 1e-9 for earlier, later in itertools.pairwise(places))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     values=st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=40),
     level=st.none() | st.floats(0, 1),

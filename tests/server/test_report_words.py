@@ -109,7 +109,7 @@ def _paths(value, path=()):
         yield from _paths(item, (*path, key))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), replacement=_JSON)
 def test_whatever_stands_at_any_place_of_the_summary_reading_it_does_not_fail(data, replacement, example_summary):
     summary = example_summary()

@@ -116,7 +116,7 @@ def test_a_reason_never_holds_a_value_of_the_update():
     assert "12345" not in defect.reason
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     seed=st.integers(0, 2**32 - 1),
     records=st.integers(0, 4 * WEIGHT),
@@ -148,7 +148,7 @@ def test_no_honest_update_is_refused_for_its_norm_whatever_its_records_and_noise
     assert find_defect(update, base={"w": base}, bound=bound, claimed_weight=WEIGHT, weight=WEIGHT) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(noise=st.floats(0.1, 1000), parameters=st.integers(1, 10**6), weight=st.integers(1, 10**6))
 def test_the_bound_lets_no_update_through_that_is_a_thousand_times_as_far_as_an_honest_one(noise, parameters, weight):
     used = mechanism(noise=noise)
