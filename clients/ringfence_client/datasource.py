@@ -37,12 +37,15 @@ class HolderData:
         labels: float32 of shape (rows,), 0 or 1.
         fingerprint: `sha256:<hex>` of the records as a set: their order does not change it, one record does.
         row_digests: One SHA-256 of 32 bytes for each row's own content.
+        subjects: int64 of shape (rows,): which data subject each row is about, numbered from 0 without gaps, rows in
+            that order. None where every row is a subject of its own.
     """
 
     features: Float32Array
     labels: Float32Array
     fingerprint: str
     row_digests: tuple[bytes, ...]
+    subjects: npt.NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         return "HolderData(<private>)"
@@ -53,12 +56,15 @@ class HolderData:
         return len(self.labels)
 
     @staticmethod
-    def from_arrays(features: Float32Array, labels: Float32Array) -> "HolderData":
+    def from_arrays(
+        features: Float32Array, labels: Float32Array, subjects: npt.NDArray[np.int64] | None = None
+    ) -> "HolderData":
         """Take arrays as they are, as tests, benchmarks and simulations do.
 
         Args:
             features: float32 of shape (rows, features), finite.
             labels: float32 of shape (rows,), 0 or 1.
+            subjects: int64 of shape (rows,): any numbers, one for each data subject. The rows are put in their order.
 
         Raises:
             DataInvalid: The shapes do not fit each other, a number is not finite, or a label is neither 0 nor 1.
@@ -70,7 +76,8 @@ class HolderData:
         if not np.isfinite(features).all() or not np.isin(labels, (0.0, 1.0)).all():
             raise DataInvalid("a record is not usable", expected="finite features, labels 0 or 1")
         rows = np.concatenate([features, labels[:, None]], axis=1)
-        return _assemble(features, labels, tuple(hashlib.sha256(row.tobytes()).digest() for row in rows))
+        digests = tuple(hashlib.sha256(row.tobytes()).digest() for row in rows)
+        return _assemble(features, labels, digests, subjects)
 
     def split(self, test_fraction: Decimal | float, salt: str) -> tuple["HolderData", "HolderData"]:
         """Part the records into those that train and those that only ever measure.
@@ -102,7 +109,8 @@ class HolderData:
     def _where(self, chosen: npt.NDArray[np.bool_]) -> "HolderData":
         positions = np.flatnonzero(chosen)
         digests = tuple(self.row_digests[position] for position in positions)
-        return _assemble(self.features[positions], self.labels[positions], digests)
+        subjects = None if self.subjects is None else self.subjects[positions]
+        return _assemble(self.features[positions], self.labels[positions], digests, subjects)
 
 
 def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
@@ -139,11 +147,24 @@ def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
     return _assemble(encode_features(checked, schema), encode_labels(label, schema.label), _row_digests(checked))
 
 
-def _assemble(features: Float32Array, labels: Float32Array, row_digests: tuple[bytes, ...]) -> HolderData:
+def _assemble(
+    features: Float32Array,
+    labels: Float32Array,
+    row_digests: tuple[bytes, ...],
+    subjects: npt.NDArray[np.int64] | None = None,
+) -> HolderData:
+    if subjects is not None:
+        order = np.argsort(subjects, kind="stable")
+        features, labels = features[order], labels[order]
+        row_digests = tuple(row_digests[position] for position in order)
+        subjects = np.unique(subjects[order], return_inverse=True)[1].astype(np.int64)
+        subjects.setflags(write=False)
     for array in (features, labels):
         array.setflags(write=False)
     fingerprint = "sha256:" + hashlib.sha256(b"".join(sorted(row_digests))).hexdigest()
-    return HolderData(features=features, labels=labels, fingerprint=fingerprint, row_digests=row_digests)
+    return HolderData(
+        features=features, labels=labels, fingerprint=fingerprint, row_digests=row_digests, subjects=subjects
+    )
 
 
 def _data_file(holder_dir: Path) -> Path:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ringfence_client.models import Arrays, build_module, read_arrays, write_arrays
 from ringfence_client.noise import NoiseSource
-from ringfence_client.sampling import poisson_sample
+from ringfence_client.sampling import Draw, draw
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, TrainingFault, TrainingJob
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.mechanism import DpMechanism
@@ -51,11 +51,12 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             loss_reduction="mean",
         )
         self.applied: list[tuple[float, float]] = []
+        self.units: torch.Tensor | None = None
         self._noise = noise
         self._clipped_to = 0.0
 
     def clip_and_accumulate(self) -> None:
-        """Add the clipped gradients of the records at hand to the step's float64 sum.
+        """Add the clipped gradients of the units at hand to the step's float64 sum.
 
         A record whose gradient is not finite contributes nothing: scaled down, it would still not be finite, and one
         record would decide whether the whole update is.
@@ -63,6 +64,10 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         gradients = torch.cat([sample.flatten(start_dim=1).double() for sample in self.grad_samples], dim=1)
         usable = torch.isfinite(gradients).all(dim=1, keepdim=True)
         gradients = torch.where(usable, gradients, 0.0)
+        if self.units is not None:  # a data subject's rows are summed first, and clipped as one
+            count = int(self.units[-1] - self.units[0]) + 1 if len(self.units) else 0
+            summed = torch.zeros(count, gradients.shape[1], dtype=gradients.dtype)
+            gradients = summed.index_add_(0, self.units - self.units[:1], gradients)
         norms = torch.linalg.vector_norm(gradients, dim=1)
         factors = (self.max_grad_norm / norms).clamp(max=1.0)  # a norm of 0 gives infinity, and the clamp makes it 1
         self._clipped_to = max(self._clipped_to, float(self.max_grad_norm))
@@ -116,9 +121,9 @@ def _train(job: TrainingJob) -> TrainedUpdate:
             torch.manual_seed(int(job.noise.uniform(1)[0] * 2**62))
         for _ in range(job.mechanism.steps):
             rate = job.mechanism.sampling_rate
-            chosen = poisson_sample(job.data.records, sampling_rate=rate, noise=job.noise)
+            drawn = draw(job.data, unit=job.mechanism.unit, sampling_rate=rate, noise=job.noise)
             rates.append(rate)
-            _step(module, optimizer, features[chosen], labels[chosen])
+            _step(module, optimizer, features, labels, drawn)
     return TrainedUpdate(
         holder_id=job.holder_id, arrays=_finite_arrays(module, job), applied=_applied(optimizer, rates, job.noise)
     )
@@ -143,15 +148,20 @@ def _per_record(job: TrainingJob) -> GradSampleModule:
     )
 
 
-def _step(module: GradSampleModule, optimizer: PrivateOptimizer, features: torch.Tensor, labels: torch.Tensor) -> None:
-    """Take one step on the drawn records, in pieces that fit in memory and one noise for all; none is a step too."""
-    pieces = list(_pieces(len(labels), numbers_each=sum(parameter.numel() for parameter in optimizer.params)))
+def _step(
+    module: GradSampleModule, optimizer: PrivateOptimizer, features: torch.Tensor, labels: torch.Tensor, drawn: Draw
+) -> None:
+    """Take one step on the drawn rows, in pieces that fit in memory and one noise for all; none is a step too."""
+    pieces = list(_pieces(drawn, numbers_each=sum(parameter.numel() for parameter in optimizer.params)))
     for piece in pieces:
         optimizer.signal_skip_step(do_skip=piece is not pieces[-1])
         optimizer.zero_grad()
+        rows = drawn.rows[piece]
+        has_groups = drawn.count < len(drawn.rows)
+        optimizer.units = torch.from_numpy(drawn.units[piece]) if has_groups else None
         # The gradient for the features is not used: asking for it is what makes torch call the hooks without a warning.
-        logits = module(features[piece].requires_grad_())
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[piece], reduction="sum")
+        logits = module(features[rows].requires_grad_())
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[rows], reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
         try:
             optimizer.step()
@@ -163,10 +173,18 @@ def _step(module: GradSampleModule, optimizer: PrivateOptimizer, features: torch
             ) from error
 
 
-def _pieces(records: int, *, numbers_each: int) -> Iterator[slice]:
+def _pieces(drawn: Draw, *, numbers_each: int) -> Iterator[slice]:
+    """Parts of a draw that fit in memory. A unit is never parted: its rows are clipped as one."""
     size = max(1, _GRADIENT_NUMBERS // numbers_each)
-    for start in range(0, max(records, 1), size):
-        yield slice(start, start + size)
+    rows, start = len(drawn.rows), 0
+    while start == 0 or start < rows:
+        end = min(start + size, rows)
+        if end < rows:
+            end = int(np.searchsorted(drawn.units, drawn.units[end]))
+            if end <= start:
+                end = int(np.searchsorted(drawn.units, drawn.units[start], side="right"))
+        yield slice(start, end)
+        start = max(end, 1)
 
 
 def _pull_towards(anchors: Sequence[torch.Tensor], proximal_mu: float) -> Callable[[DPOptimizer], None]:

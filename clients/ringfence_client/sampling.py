@@ -5,10 +5,51 @@ secret generator as the noise. Nothing weaker earns amplification by sampling: s
 mechanisms (Chua et al. 2024, How Private are DP-SGD Implementations?, arXiv:2403.17673). How many units came is secret.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
+from ringfence_client.datasource import HolderData
 from ringfence_client.noise import NoiseSource
+from ringfence_policy.vocabulary import Unit
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What joins one step. All of it is secret, and so are the numbers of rows and units.
+
+    Attributes:
+        rows: int64, positions of the rows that join, ascending.
+        units: int64 of the same length: to which of the drawn units each row belongs, from 0, never falling. The
+            contributions of one unit's rows are summed before they are clipped.
+        count: How many units were drawn.
+    """
+
+    rows: npt.NDArray[np.int64]
+    units: npt.NDArray[np.int64]
+    count: int
+
+
+def draw(data: HolderData, *, unit: Unit, sampling_rate: float, noise: NoiseSource) -> Draw:
+    """Draw one step's units of privacy, with all their rows.
+
+    Args:
+        data: The holder's training records.
+        unit: Record, or subject where the data names subjects.
+        sampling_rate: Probability of each unit.
+        noise: The source of the choice.
+    """
+    if unit is not Unit.SUBJECT or data.subjects is None:
+        rows = poisson_sample(data.records, sampling_rate=sampling_rate, noise=noise)
+        return Draw(rows, np.arange(len(rows), dtype=np.int64), len(rows))
+    ends = np.cumsum(np.bincount(data.subjects)) if data.records else np.zeros(0, dtype=np.int64)
+    chosen = poisson_sample(len(ends), sampling_rate=sampling_rate, noise=noise)
+    position = np.full(len(ends), -1, dtype=np.int64)
+    position[chosen] = np.arange(len(chosen))
+    units = position[data.subjects]
+    rows = np.flatnonzero(units >= 0).astype(np.int64)
+    return Draw(rows, units[rows], len(chosen))
 
 
 def poisson_sample(units: int, *, sampling_rate: float, noise: NoiseSource) -> npt.NDArray[np.int64]:

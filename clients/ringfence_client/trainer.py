@@ -59,11 +59,18 @@ class TrainingJob:
             DocumentInvalid: A number of the plan is out of range.
         """
         mechanism = self.mechanism
-        if mechanism.kind != "dp-sgd" or mechanism.unit is not Unit.RECORD or not mechanism.noise_multiplier > 0:
+        units = (Unit.RECORD, Unit.SUBJECT)
+        if mechanism.kind != "dp-sgd" or mechanism.unit not in units or not mechanism.noise_multiplier > 0:
             raise Unaccountable(
                 "this mechanism cannot be trained with",
-                expected="dp-sgd on the unit 'record', with a noise multiplier above 0",
+                expected="dp-sgd on the unit 'record' or 'subject', with a noise multiplier above 0",
                 got=f"{mechanism.kind} on '{mechanism.unit}', noise multiplier {mechanism.noise_multiplier:g}",
+                where=f"job of '{self.holder_id}'",
+            )
+        if mechanism.unit is Unit.SUBJECT and self.data.subjects is None:
+            raise Unaccountable(
+                "a subject cannot be protected where the data does not say which rows are about one",
+                expected="a schema with a subject column",
                 where=f"job of '{self.holder_id}'",
             )
         for name, value, lowest in (

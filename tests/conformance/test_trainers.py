@@ -13,7 +13,7 @@ from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module, initial_arrays, write_arrays
 from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect
 from ringfence_client.opacus_trainer import OpacusTrainer
-from ringfence_client.sampling import poisson_sample
+from ringfence_client.sampling import draw
 from ringfence_client.trainer import Trainer, TrainingJob
 from ringfence_policy.errors import DocumentInvalid, TrustRefused, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
@@ -32,10 +32,12 @@ def trainer(request) -> Trainer:
     return request.param()
 
 
-def data(rows: int, *, seed: int = 0, features: int = FEATURES) -> HolderData:
+def data(rows: int, *, seed: int = 0, features: int = FEATURES, subjects: int | None = None) -> HolderData:
     rng = np.random.default_rng(seed)
     return HolderData.from_arrays(
-        rng.uniform(-1, 1, (rows, features)).astype(np.float32), (rng.random(rows) < 0.5).astype(np.float32)
+        rng.uniform(-1, 1, (rows, features)).astype(np.float32),
+        (rng.random(rows) < 0.5).astype(np.float32),
+        None if subjects is None else rng.integers(0, subjects, rows),
     )
 
 
@@ -82,13 +84,14 @@ def by_hand(job: TrainingJob) -> np.ndarray:
     count = sum(parameter.numel() for parameter in parameters)
     clip = job.mechanism.clipping_norm
     for _ in range(job.mechanism.steps):
-        total = torch.zeros(count, dtype=torch.float64)
-        for row in poisson_sample(len(labels), sampling_rate=job.mechanism.sampling_rate, noise=job.noise):
+        drawn = draw(job.data, unit=job.mechanism.unit, sampling_rate=job.mechanism.sampling_rate, noise=job.noise)
+        units = torch.zeros(drawn.count, count, dtype=torch.float64)
+        for row, unit in zip(drawn.rows, drawn.units, strict=True):
             loss = nn.functional.binary_cross_entropy_with_logits(
                 module(features[row : row + 1]), labels[row : row + 1]
             )
-            gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
-            total += gradient * min(1.0, clip / max(float(gradient.norm()), 1e-30))
+            units[unit] += torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
+        total = (units * (clip / units.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)).sum(dim=0)
         total += job.noise.normal((count,), stddev=job.mechanism.noise_multiplier * clip)
         pieces = torch.split(total / job.expected_batch, [parameter.numel() for parameter in parameters])
         with torch.no_grad():
@@ -107,6 +110,32 @@ def test_steps_equal_dp_sgd_written_by_hand_with_the_same_noise(trainer, model, 
     expected = by_hand(job(**terms, noise=RehearsalNoise(9)))
     moved = np.linalg.norm(expected - flat(job(**terms).arrays))
     assert np.linalg.norm(flat(update.arrays) - expected) < 1e-5 * moved
+
+
+@pytest.mark.parametrize("model", [LOGISTIC, MLP], ids=["logistic-regression", "mlp"])
+@pytest.mark.parametrize("rate", [1.0, 0.4])
+def test_a_subjects_rows_are_drawn_together_and_clipped_as_one(trainer, model, rate):
+    terms = {
+        "model": model,
+        "data": data(60, subjects=13),
+        "mechanism": mechanism(unit=Unit.SUBJECT, sampling_rate=rate, clipping_norm=0.8),
+    }
+    (update,) = trainer.train([job(**terms, noise=RehearsalNoise(9))])
+    expected = by_hand(job(**terms, noise=RehearsalNoise(9)))
+    moved = np.linalg.norm(expected - flat(job(**terms).arrays))
+    assert np.linalg.norm(flat(update.arrays) - expected) < 1e-5 * moved
+
+
+@pytest.mark.parametrize("model", [LOGISTIC, MLP], ids=["logistic-regression", "mlp"])
+def test_a_whole_subject_moves_the_sum_by_no_more_than_the_clipping_norm(trainer, model):
+    everyone = data(60, subjects=6)
+    keeps = everyone.subjects != 3
+    without = HolderData.from_arrays(everyone.features[keeps], everyone.labels[keeps], everyone.subjects[keeps])
+    quiet = mechanism(unit=Unit.SUBJECT, steps=1, clipping_norm=0.05, noise_multiplier=1e-6)
+    terms = {"model": model, "mechanism": quiet, "learning_rate": 1.0, "expected_batch": 1.0}
+    jobs = [job(**terms, data=part, noise=RehearsalNoise(1)) for part in (everyone, without)]
+    with_it, without_it = (flat(update.arrays).astype(float) for update in trainer.train(jobs))
+    assert 0.01 < np.linalg.norm(with_it - without_it) <= 0.05 * (1 + 1e-4) + 1e-6
 
 
 @settings(max_examples=15)
