@@ -6,6 +6,7 @@ stands here surrounds them. A model reads a verified payload strictly (`from_doc
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -43,13 +44,23 @@ class SignedDocument(BaseModel):
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """Read a verified payload.
+        """Read a verified document.
 
         Raises:
             TrustRefused: It does not have exactly this shape. The message names the members, never their values.
         """
+        return cls.from_payload(canonical.encode(dict(document)))
+
+    @classmethod
+    @lru_cache(maxsize=8192)
+    def from_payload(cls, payload: bytes) -> Self:
+        """Read a verified document from its canonical bytes; the same bytes give the same object.
+
+        Raises:
+            TrustRefused: As `from_document`.
+        """
         try:
-            return cls.model_validate_json(canonical.encode(dict(document)))
+            return cls.model_validate_json(payload)
         except ValidationError as error:
             places = sorted({".".join(str(part) for part in item["loc"]) or "the whole" for item in error.errors()})
             raise refusal(
@@ -65,7 +76,7 @@ class ListedKey(SignedDocument):
     to_ms: Milliseconds
     roles: tuple[Literal["policy", "status", "node", "plan"], ...] = Field(min_length=1)
 
-    @property
+    @cached_property
     def public_key(self) -> PublicKey:
         """The key itself.
 

@@ -10,13 +10,14 @@ joserfc is imported at the first signature, so that importing this module stays 
 import base64
 import binascii
 import hashlib
+import json
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +35,8 @@ _KEY_ID = re.compile(r"[a-z0-9][a-z0-9._/-]{0,127}")
 _PUBLIC_MEMBERS = {"kty": "OKP", "crv": "Ed25519"}
 _KEY_BYTES = 32
 _FILE_MODE = 0o600
+# Enough for the papers of a thousand holders and two rounds of their checkpoints, a few kilobytes each.
+_REMEMBERED_TOKENS = 8192
 
 _PRIME = 2**255 - 19
 _ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
@@ -268,6 +271,11 @@ def parse(token: str) -> UnverifiedToken:
     """
     if not isinstance(token, str) or not token:
         raise refusal(TrustReason.MALFORMED, expected="a compact JWS", got="empty" if token == "" else "not text")
+    return _parse(token)
+
+
+@lru_cache(maxsize=_REMEMBERED_TOKENS)
+def _parse(token: str) -> UnverifiedToken:
     if len(token) > LARGEST_TOKEN_CHARACTERS:
         raise refusal(TrustReason.OVERSIZE, expected=f"at most {LARGEST_TOKEN_CHARACTERS} characters")
     parts = token.split(".")
@@ -292,24 +300,42 @@ def open_signed(token: str | UnverifiedToken, *, type: DocumentType, key: Public
     Raises:
         TrustRefused: Any part of the token, its type, its key id, its signature or its payload does not hold.
     """
-    from joserfc import jws  # noqa: PLC0415 (see module)
-    from joserfc.errors import JoseError  # noqa: PLC0415 (see module)
+    document: dict[str, Any] = json.loads(open_payload(token, type=type, key=key))
+    return document
 
+
+def open_payload(token: str | UnverifiedToken, *, type: DocumentType, key: PublicKey) -> bytes:  # noqa: A002
+    """Verify a token with one key and return the bytes it signs: one JSON object in canonical form.
+
+    Raises:
+        TrustRefused: As `open_signed`.
+    """
     parsed = parse(token) if isinstance(token, str) else token
     if parsed.type is not type:
         raise refusal(TrustReason.WRONG_TYPE, expected=type.value, got=parsed.type.value)
     if parsed.kid != key.kid:
         raise refusal(TrustReason.UNKNOWN_KEY, expected=key.kid, got="another key")
+    return _verified_payload(parsed, key)
+
+
+# Whether these bytes carry this key's signature does not change with time, so each token is verified once per process,
+# whoever asks. When a key may sign, and what, is asked anew every time (`trust_store`). Refusals are not remembered.
+@lru_cache(maxsize=_REMEMBERED_TOKENS)
+def _verified_payload(parsed: UnverifiedToken, key: PublicKey) -> bytes:
+    from joserfc import jws  # noqa: PLC0415 (see module)
+    from joserfc.errors import JoseError  # noqa: PLC0415 (see module)
+
     try:
-        payload = jws.deserialize_compact(
+        payload: bytes = jws.deserialize_compact(
             parsed.text,
             key._joserfc,  # noqa: SLF001
             algorithms=[ALGORITHM],
             registry=_registry(),
         ).payload
     except (JoseError, ValueError, TypeError):
-        raise refusal(TrustReason.SIGNATURE, expected=f"a signature by {key.kid}", where=type.value) from None
-    return _as_document(canonical.decode(payload), type)
+        raise refusal(TrustReason.SIGNATURE, expected=f"a signature by {key.kid}", where=parsed.type.value) from None
+    _as_document(canonical.decode(payload), parsed.type)
+    return payload
 
 
 def _as_document(payload: Any, document_type: DocumentType) -> dict[str, Any]:

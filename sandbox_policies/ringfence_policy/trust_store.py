@@ -6,12 +6,13 @@ key list, policy or status could be played again.
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringfence_policy import canonical
 from ringfence_policy.documents import Checkpoint, KeyList, ListedKey, Role, Status
-from ringfence_policy.identity import DocumentType, PublicKey, TrustReason, open_signed, parse, refusal
+from ringfence_policy.identity import DocumentType, PublicKey, TrustReason, open_payload, parse, refusal
 from ringfence_policy.merkle import verify_consistency
 
 # The one role whose keys may sign each type. Checkpoints are signed by a node or by the coordinator.
@@ -31,6 +32,10 @@ class TrustStore:
 
     Every method raises `TrustRefused` with a summary out of `TrustReason`; a refused document leaves no trace in the
     memory. Not safe for several threads at once.
+
+    Attributes:
+        root: The signer's root public key.
+        revision: Rises whenever the memory changes, so that a caller knows when it has to be kept again.
     """
 
     def __init__(self, root: PublicKey, memory: Mapping[str, Any] | None = None, *, owner: str | None = None) -> None:
@@ -45,6 +50,7 @@ class TrustStore:
             TrustRefused: The memory belongs to another root or owner.
         """
         self.root = root
+        self.revision = 0
         self._keys: dict[str, ListedKey] | None = None
         self._memory: dict[str, Any] = {
             "root": root.thumbprint, "owner": owner, "keys": None,
@@ -68,7 +74,7 @@ class TrustStore:
         if memory.get("root") != self.root.thumbprint:
             raise refusal(TrustReason.WRONG_OWNER, expected=f"the memory of root key {self.root.kid}")
         mine = self._memory
-        keys_before = mine["keys"]
+        before, keys_before = copy.deepcopy(mine), mine["keys"]
         for name in ("keys", "status"):
             mine[name] = _later(mine[name], memory.get(name), by="number")
         for name, by in (("policies", "number"), ("logs", "size")):
@@ -78,6 +84,7 @@ class TrustStore:
             self._keys = None  # the list that was loaded is withdrawn: the newer one has to be shown first
         mine["revoked"] = sorted({*mine["revoked"], *memory.get("revoked", [])})
         mine["owner"] = mine["owner"] or memory.get("owner")
+        self.revision += mine != before
 
     @property
     def owner(self) -> str | None:
@@ -91,14 +98,14 @@ class TrustStore:
         Raises:
             TrustRefused: It is not the root's, is older than the newest one seen, or contradicts it.
         """
-        document = open_signed(token, type=DocumentType.KEYS, key=self.root)
-        keys = KeyList.from_document(document)
+        payload = open_payload(token, type=DocumentType.KEYS, key=self.root)
+        keys = KeyList.from_payload(payload)
         self._check_owner(keys.holder_id)
-        mark = _forward("key list", self._memory["keys"], number=keys.seq, content=canonical.digest(document))
+        mark = _forward("key list", self._memory["keys"], number=keys.seq, content=canonical.digest_bytes(payload))
         listed = {key.public_key.kid: key for key in keys.keys}
         if any(key.public_key.raw == self.root.raw for key in keys.keys):
             raise refusal(TrustReason.WRONG_ROLE, expected="the root key signs key lists and nothing else")
-        self._memory.update(owner=keys.holder_id, keys=mark)
+        self._remember(owner=keys.holder_id, keys=mark)
         self._keys = listed
         return keys
 
@@ -116,6 +123,15 @@ class TrustStore:
         Raises:
             TrustRefused: Signature, type, key, role or time does not hold.
         """
+        document: dict[str, Any] = json.loads(self.accept_payload(token, type=type, role=role, now_ms=now_ms))
+        return document
+
+    def accept_payload(self, token: str, *, type: DocumentType, role: Role, now_ms: int) -> bytes:  # noqa: A002
+        """As `accept`, but the document as the canonical bytes that were signed.
+
+        Raises:
+            TrustRefused: As `accept`.
+        """
         parsed = parse(token)
         if parsed.type is not type:
             raise refusal(TrustReason.WRONG_TYPE, expected=type.value, got=parsed.type.value)
@@ -126,12 +142,12 @@ class TrustStore:
         listed = self._keys.get(parsed.kid)
         if listed is None or not listed.from_ms <= now_ms < listed.to_ms:
             raise refusal(TrustReason.UNKNOWN_KEY, expected="a key of the newest key list", where=self.owner)
-        document = open_signed(parsed, type=type, key=listed.public_key)
+        payload = open_payload(parsed, type=type, key=listed.public_key)
         if not listed.may_sign(role, at_ms=now_ms):
             raise refusal(
                 TrustReason.WRONG_ROLE, expected=f"a key with role {role.value}", got=parsed.kid, where=self.owner
             )
-        return document
+        return payload
 
     def accept_policy(self, token: str, now_ms: int) -> dict[str, Any]:
         """Accept a usage policy: signed by the data officer, for this holder, not older than the newest one seen.
@@ -141,18 +157,20 @@ class TrustStore:
         Raises:
             TrustRefused: As in `accept`; or an older version, or other content under the same version.
         """
-        document = self.accept(token, type=DocumentType.POLICY, role=Role.POLICY, now_ms=now_ms)
+        payload = self.accept_payload(token, type=DocumentType.POLICY, role=Role.POLICY, now_ms=now_ms)
+        document: dict[str, Any] = json.loads(payload)
         head = document.get("policy")
         policy_id, version, holder = (head.get(key) if isinstance(head, dict) else None for key in _POLICY_HEAD)
         if not isinstance(policy_id, str) or type(version) is not int:
             raise refusal(TrustReason.WRONG_SHAPE, expected="a policy with id, version and holder")
         self._check_owner(holder)
-        self._memory["policies"][policy_id] = _forward(
+        mark = _forward(
             f"policy {policy_id}",
             self._memory["policies"].get(policy_id),
             number=version,
-            content=canonical.digest(document),
+            content=canonical.digest_bytes(payload),
         )
+        self._remember(policies={**self._memory["policies"], policy_id: mark})
         return document
 
     def accept_status(self, token: str, now_ms: int) -> Status:
@@ -161,10 +179,10 @@ class TrustStore:
         Raises:
             TrustRefused: As in `accept`; or stale, dated in the future, replayed, or contradicting one of its number.
         """
-        document = self.accept(token, type=DocumentType.STATUS, role=Role.STATUS, now_ms=now_ms)
-        status = Status.from_document(document)
+        payload = self.accept_payload(token, type=DocumentType.STATUS, role=Role.STATUS, now_ms=now_ms)
+        status = Status.from_payload(payload)
         self._check_owner(status.holder_id)
-        mark = _forward("status", self._memory["status"], number=status.seq, content=canonical.digest(document))
+        mark = _forward("status", self._memory["status"], number=status.seq, content=canonical.digest_bytes(payload))
         if status.issued_ms > now_ms:
             raise refusal(TrustReason.FUTURE, expected=f"issued by {now_ms}", got=f"{status.issued_ms}")
         if not status.is_fresh(now_ms=now_ms):
@@ -184,7 +202,7 @@ class TrustStore:
                 where=self.owner,
                 next_step="to permit again, the data officer signs a policy under a new id",
             )
-        self._memory.update(status=mark, revoked=revoked)
+        self._remember(status=mark, revoked=revoked)
         return status
 
     def accept_checkpoint(self, token: str, *, role: Role, now_ms: int, proof: Sequence[bytes] = ()) -> Checkpoint:
@@ -199,8 +217,8 @@ class TrustStore:
         Raises:
             TrustRefused: As in `accept`; or the log was shortened, rewritten, or shown differently to someone else.
         """
-        checkpoint = Checkpoint.from_document(
-            self.accept(token, type=DocumentType.CHECKPOINT, role=role, now_ms=now_ms)
+        checkpoint = Checkpoint.from_payload(
+            self.accept_payload(token, type=DocumentType.CHECKPOINT, role=role, now_ms=now_ms)
         )
         seen = self._memory["logs"].get(checkpoint.origin, {"size": 0, "root": _EMPTY})
         extends = verify_consistency(
@@ -218,13 +236,19 @@ class TrustStore:
                 where=checkpoint.origin,
                 next_step="keep both checkpoints: together they are signed proof",
             )
-        self._memory["logs"][checkpoint.origin] = {"size": checkpoint.size, "root": checkpoint.root}
+        shown = {"size": checkpoint.size, "root": checkpoint.root}
+        self._remember(logs={**self._memory["logs"], checkpoint.origin: shown})
         return checkpoint
 
     def known_log_size(self, origin: str) -> int:
         """How many records of a log this verifier has seen a checkpoint for."""
         size: int = self._memory["logs"].get(origin, {"size": 0})["size"]
         return size
+
+    def _remember(self, **marks: Any) -> None:
+        if any(self._memory[name] != mark for name, mark in marks.items()):
+            self._memory.update(marks)
+            self.revision += 1
 
     def _check_owner(self, claimed: object) -> None:
         if not isinstance(claimed, str) or self.owner not in (None, claimed):
