@@ -8,20 +8,19 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, lru_cache
 from logging import getLogger
 from pathlib import Path
 from traceback import format_tb
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from ringfence_client import enforcement
-from ringfence_client.enforcement import Prepared, abandon, charge_failure, finish
+from ringfence_client.enforcement import GlobalModel, Prepared, abandon, charge_failure, finish
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_client.papers import denial_of
@@ -235,9 +234,11 @@ def _heard(node: HolderNode, message: Message, expected: type[B]) -> B:
     """A message's body, if the coordinator signed it for this holder."""
     record = message.content.config_records.get(BODY_RECORD, ConfigRecord())
     data = record.get(BODY_KEY)
+    if not isinstance(data, bytes):
+        raise TrustRefused("a message has no body", expected=expected.__name__, got=type(data).__name__)
     body = expected.from_bytes(data)
     try:
-        node.check_signature(record.get(SIGNATURE_KEY), body, message_type=message.metadata.message_type)
+        node.check_signature(record.get(SIGNATURE_KEY), body, data, message_type=message.metadata.message_type)
     except LedgerFault:
         raise  # a refusal could not be recorded either
     except RingfenceError as error:
@@ -246,17 +247,28 @@ def _heard(node: HolderNode, message: Message, expected: type[B]) -> B:
     return body
 
 
-def _arrays(message: Message) -> dict[str, npt.NDArray[np.float32]]:
+def _arrays(message: Message) -> GlobalModel:
     record = message.content.array_records.get(ARRAYS_RECORD)
     if record is None:
         raise TrustRefused("a request has no model", expected=f"an ArrayRecord named '{ARRAYS_RECORD}'")
+    return _read_model(
+        tuple((name, array.dtype, tuple(array.shape), array.stype, array.data) for name, array in record.items())
+    )
+
+
+# One phase's messages carry one model: it is read once, however many holders of this process are sent it.
+@lru_cache(maxsize=2)
+def _read_model(parts: tuple[tuple[str, str, tuple[int, ...], str, bytes], ...]) -> GlobalModel:
     try:
-        arrays = {name: array.numpy() for name, array in record.items()}
+        arrays = {
+            name: Array(dtype=dtype, shape=shape, stype=stype, data=data).numpy()
+            for name, dtype, shape, stype, data in parts
+        }
     except (ValueError, TypeError, EOFError) as error:
         raise TrustRefused("a request's model is unreadable", got=type(error).__name__) from None
     if any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in arrays.values()):
         raise TrustRefused("a request's model has another number type", expected="float32")
-    return arrays
+    return GlobalModel(arrays)
 
 
 def _node(context: Context) -> HolderNode:

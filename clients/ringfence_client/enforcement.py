@@ -7,6 +7,7 @@ the decision and the reservation are on disk before data is used, and an update 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.numpy import save
 
 from ringfence_client.models import build_module, write_arrays
 from ringfence_client.node import HolderNode
-from ringfence_client.outbox import StoredReply, load_reply, store_reply
+from ringfence_client.outbox import StoredReply
 from ringfence_client.papers import Papers, denial_of
 from ringfence_client.run_terms import RunTerms
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate
@@ -34,6 +35,33 @@ Histogram = tuple[tuple[int, ...], tuple[int, ...]]
 
 # What a use leaves whose result never came to be.
 FAILED_DIGEST = canonical.digest("failed after data was opened")
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalModel:
+    """The model that a round starts from, as the coordinator sent it: not trusted.
+
+    Attributes:
+        arrays: float32 by parameter name; never changed.
+    """
+
+    arrays: Arrays
+
+    def __post_init__(self) -> None:
+        """Make the arrays read-only: many holders are handed the same ones."""
+        for array in self.arrays.values():
+            array.setflags(write=False)
+
+    @cached_property
+    def digest(self) -> str:
+        """Its name, worked out once."""
+        return model_digest(self.arrays)
+
+
+@lru_cache(maxsize=8)
+def _check_fits(spec: str, feature_count: int, model: GlobalModel) -> None:
+    """Refuse a model whose arrays are not those of the plan's [model] table. Needs no data."""
+    write_arrays(build_module(json.loads(spec), feature_count), model.arrays)
 
 
 @dataclass(frozen=True)
@@ -81,14 +109,14 @@ def model_digest(arrays: Arrays) -> str:
     return canonical.digest_bytes(save(dict(arrays)))
 
 
-def prepare(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared | Decision:
+def prepare(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
     """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
 
     Raises:
         LedgerFault: Nothing can be recorded here, so nothing is used.
     """
     try:
-        use = _judge_request(node, request, arrays)
+        use = _judge_request(node, request, model)
         if isinstance(use, Prepared):
             return use if use.stored is not None else _reserve(use)
     except LedgerFault:
@@ -99,7 +127,7 @@ def prepare(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared |
     return use
 
 
-def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Prepared | Decision:
+def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
     point = Point.BEFORE_TRAINING
     terms = node.terms(request.run_id, plan_digest=request.plan_digest, point=point)
     papers = node.papers(point=point)
@@ -110,14 +138,14 @@ def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Pre
     node.acknowledge(request.run_id)
     if request.log is not None:
         node.see(request.log, run_id=request.run_id)
-    refusal = _cannot_start(terms, request, arrays)
+    refusal = _cannot_start(terms, request, model)
     if refusal is not None:
         return refusal
     # Whatever can be wrong with the model is found before data is opened; a fault after that is charged.
-    write_arrays(build_module(model_spec(terms), terms.plan.dataset_schema.feature_count), arrays)
+    _check_fits(terms.plan.terms.model.model_dump_json(), terms.plan.dataset_schema.feature_count, model)
     training = request.action is Action.TRAIN
     mechanism = terms.settlement.training if training else terms.settlement.evaluation
-    stored = load_reply(node.home, node.ledger, request)
+    stored = node.outbox.find(node.ledger, request)
     hold_id = _hold_id(request) if mechanism is not None else ""
     if stored is None and hold_id and node.ledger.hold(hold_id) is not None:
         return Decision.deny("attempt", limit="a new attempt, which is charged anew", point=point)
@@ -126,7 +154,7 @@ def _judge_request(node: HolderNode, request: UseRequest, arrays: Arrays) -> Pre
         request=request,
         terms=terms,
         papers=papers,
-        arrays=arrays,
+        arrays=model.arrays,
         mechanism=mechanism,
         hold_id=hold_id if stored is None else stored.hold_id,
         cost=node.cost(papers.policy, mechanism) if stored is None else stored.cost,
@@ -156,14 +184,14 @@ def finish(prepared: Prepared, result: TrainedUpdate | Measured | None) -> Answe
     else:
         decision, facts = _decide_sending(prepared, papers)
     reply = prepared.stored if result is None else _reply_of(prepared, result)
-    if decision.permitted and result is not None and reply is not None:
-        store_reply(node.home, prepared.request, reply)
+    # Invariant: the update is kept and counts as spent, on disk together, before it leaves.
     with node.database.transaction():
         _record(prepared, papers, decision, facts)
         if not decision.permitted or reply is None:
             abandon(prepared, reason=", ".join(decision.clauses))
             return decision
         if result is not None:
+            node.outbox.keep(prepared.request, reply)
             _mark_sent(prepared, reply)
     return _answer(prepared, reply)
 
@@ -245,9 +273,9 @@ def model_spec(terms: RunTerms) -> dict[str, Any]:
     return spec
 
 
-def _cannot_start(terms: RunTerms, request: UseRequest, arrays: Arrays) -> Decision | None:
+def _cannot_start(terms: RunTerms, request: UseRequest, model: GlobalModel) -> Decision | None:
     point = Point.BEFORE_TRAINING
-    if model_digest(arrays) != request.base_model_digest:
+    if model.digest != request.base_model_digest:
         return Decision.deny("plan", "The model must be the one that the request names.", point=point)
     if request.action is Action.TRAIN and request.log is None:
         return Decision.deny("plan", "A round must come with the coordinator's log.", point=point)

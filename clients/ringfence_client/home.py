@@ -3,9 +3,8 @@
 <holder>/holder.toml policy.toml data.csv|data.parquet     what people write
 <holder>/state/keys/        root, policy, status and node keys, mode 0600 (in real use the root key stays offline)
 <holder>/state/papers/      signed key list, policies and status
-<holder>/state/ledger.db    privacy ledger and evidence log, one SQLite file
+<holder>/state/ledger.db    privacy ledger, evidence log, trust memory and outbox, one SQLite file
 <holder>/state/runs/        what each run was shown: plan, mechanism
-<holder>/state/outbox/      updates already released from this machine, kept until a run closes, to be sent again
 """
 
 from dataclasses import dataclass
@@ -76,7 +75,3 @@ class HolderHome:
     def run_file(self, run_id: str) -> Path:
         """What this holder was shown for a run."""
         return self.state / "runs" / f"{run_id}.json"
-
-    def outbox(self, run_id: str) -> Path:
-        """Where a run's released updates wait in case they must be sent again."""
-        return self.state / "outbox" / run_id

@@ -12,24 +12,26 @@ from typing import Any
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
+from ringfence_client.outbox import Outbox
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
-from ringfence_client.participation import signed_participation
-from ringfence_client.peers import known_peers, present_peers
+from ringfence_client.participation import Participations
+from ringfence_client.peers import present_peers, read_peers
 from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.signed_requests import check_request
-from ringfence_client.trust_memory import remembered
+from ringfence_client.watched_files import WatchedFiles
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Role
 from ringfence_policy.errors import DataInvalid, TrustRefused
-from ringfence_policy.evidence_log import EvidenceLog, PrivateDetails
+from ringfence_policy.evidence_log import EvidenceLog, PrivateDetails, decision_record
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.identity import DocumentType, PublicKey, SigningKey
 from ringfence_policy.ledger import HoldState, PrivacyLedger, now_ms
+from ringfence_policy.log_views import LogViews
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
@@ -48,6 +50,7 @@ from ringfence_policy.protocol import (
 )
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import settle
+from ringfence_policy.trust_memory import remembered
 from ringfence_policy.trust_store import TrustStore
 from ringfence_policy.vocabulary import Action
 
@@ -75,12 +78,17 @@ class HolderNode:
             self.ledger = PrivacyLedger(self.database, clock=clock)
             self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
             self._key = SigningKey.load(home.keys / "node.jwk")
-            self._trust = remembered(home.state / "trust.json", is_new=self.log.size == 0, root=root_of(home))
+            self._trust = remembered(self.database, is_new=self.log.size == 0, root=root_of(home))
             opened.pop_all()
-        self._terms = KnownTerms(home)
+        self.outbox = Outbox(self.database)
+        self._files = WatchedFiles()
+        self._terms = KnownTerms(home, self._files)
+        self._participations = Participations(home, self.ledger, key=self._key)
+        self._views = LogViews(self.log, key=self._key)
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self._data: dict[str, HolderData] = {}
+        self._splits: dict[tuple[str, Decimal], tuple[HolderData, HolderData]] = {}
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
         self._presence = Presence(home)
         if self._presence.is_alone:
@@ -105,10 +113,10 @@ class HolderNode:
             return papers
         coordinator = self.coordinator
         coordinator.accept_keys(proposal.coordinator_keys)
-        document = coordinator.accept(proposal.plan, type=DocumentType.PLAN, role=Role.PLAN, now_ms=self.clock())
-        plan = TrainingPlan.from_document(document)
+        payload = coordinator.accept_payload(proposal.plan, type=DocumentType.PLAN, role=Role.PLAN, now_ms=self.clock())
+        plan = TrainingPlan.from_payload(payload)
         shown = self._terms.of(proposal.run_id, coordinator=coordinator, now_ms=self.clock())
-        problem = problem_with(plan, proposal, home=self.home, holder_id=self.holder_id, shown=shown)
+        problem = problem_with(plan, proposal, home=self.home, known=self._known_peers(), shown=shown)
         if problem is not None:
             return Decision.deny("plan", limit=problem, point=point, policy=papers.policy.reference)
         if shown is None:
@@ -196,15 +204,14 @@ class HolderNode:
         """
         self.acknowledge(request.run_id)
         self.see(request.log, run_id=request.run_id)
-        for path in sorted(self.home.outbox(request.run_id).glob("*")):
-            path.unlink()
+        self.outbox.empty(request.run_id)
         papers = self.papers(point=Point.RELEASE)
         terms = self._terms.of(request.run_id, coordinator=self.coordinator, now_ms=self.clock())
         participation = ""
         if terms is not None:
             # What was sent before is proved also where the papers no longer hold: then there is no further round.
             left = self._rounds_left(terms, papers.policy) if isinstance(papers, Papers) else 0
-            participation = self._participation(terms, rounds_left=left)
+            participation = self._participations.signed_now(terms, rounds_left=left, now_ms=self.clock())
         with self.database.transaction():
             records = tuple(line.decode() for line in self.log.lines())
             checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
@@ -232,12 +239,12 @@ class HolderNode:
     @property
     def coordinator_log_seen(self) -> int:
         """How many records of the coordinator's log this holder has seen."""
-        return max((log["size"] for log in self.coordinator.memory()["logs"].values()), default=0)
+        return self.coordinator.largest_log_size
 
     def papers(self, *, point: Point) -> Papers | Decision:
         """This holder's papers as they are on disk now, or the denial that their state amounts to."""
         trust = self._trust.store("self", root_of(self.home))
-        papers = read_papers(self.home, trust, now_ms=self.clock(), point=point)
+        papers = read_papers(self.home, self._files, trust, now_ms=self.clock(), point=point)
         self._trust.save()
         if isinstance(papers, Papers) and papers.revocation and papers.policy.policy_id not in self._revoked:
             self.append("revoked", policy_id=papers.policy.policy_id)
@@ -263,7 +270,10 @@ class HolderNode:
     def split(self, plan: TrainingPlan) -> tuple[HolderData, HolderData]:
         """The records for training and for evaluation; a record keeps its side while the test fraction stays."""
         fraction: Decimal = plan.terms.evaluation.test_fraction
-        return self.data(plan).split(fraction, salt=self.home.profile.dataset.dataset_id)
+        key = (plan.dataset_schema.digest, fraction)
+        if key not in self._splits:
+            self._splits[key] = self.data(plan).split(fraction, salt=self.home.profile.dataset.dataset_id)
+        return self._splits[key]
 
     def decide(
         self,
@@ -325,7 +335,7 @@ class HolderNode:
         also that its budget reaches `training_round` (None for an evaluation).
         """
         present = present_peers(
-            known_peers(self.home),
+            self._known_peers(),
             cohort,
             terms,
             store=lambda holder_id, root: self._trust.store(f"peer/{holder_id}", root),
@@ -335,15 +345,15 @@ class HolderNode:
         self._trust.save()
         return len(present - {self.holder_id}) + 1
 
-    def check_signature(self, token: object, body: Body, *, message_type: str) -> None:
-        """Refuse (TrustRefused) a message that the coordinator did not sign for this holder, as it stands, lately."""
+    def check_signature(self, token: object, body: Body, data: bytes, *, message_type: str) -> None:
+        """Refuse (TrustRefused) a message that came as `data` and that the coordinator did not sign for us lately."""
         coordinator, now = self.coordinator, self.clock()
         if isinstance(body, Proposal):
             coordinator.accept_keys(body.coordinator_keys)
         else:  # a node that was restarted in the middle of a run learns the coordinator's keys from what it was shown
             self._terms.of(str(getattr(body, "run_id", "")), coordinator=coordinator, now_ms=now)
         check_request(
-            token, body, message_type=message_type, holder_id=self.holder_id, coordinator=coordinator, now_ms=now
+            token, data, message_type=message_type, holder_id=self.holder_id, coordinator=coordinator, now_ms=now
         )
 
     def see(self, view: LogView, *, run_id: str) -> None:
@@ -353,7 +363,7 @@ class HolderNode:
             TrustRefused: The log was rewritten, or shown differently before.
         """
         coordinator = self.coordinator
-        before = coordinator.memory()["logs"]
+        before = coordinator.revision
         seen = self.coordinator_log_seen
         if view.since != seen:
             raise TrustRefused(
@@ -364,22 +374,18 @@ class HolderNode:
             )
         proof = [bytes.fromhex(node) for node in view.proof]
         coordinator.accept_checkpoint(view.checkpoint, role=Role.PLAN, now_ms=self.clock(), proof=proof)
-        if coordinator.memory()["logs"] != before:
+        if coordinator.revision != before:
             self.append("peer-checkpoint", run_id=run_id, checkpoint=view.checkpoint)
         self._trust.save()
 
     def acknowledge(self, run_id: str) -> None:
         """The coordinator goes on with the run, so what was sent has arrived or is lost: either way it is spent."""
-        for hold in self.ledger.holds(run_id):
-            if hold.state is HoldState.SENDING:
-                self.ledger.commit(hold.hold_id)
+        for hold in self.ledger.holds(run_id, state=HoldState.SENDING):
+            self.ledger.commit(hold.hold_id)
 
     def log_view(self, *, since: int) -> LogView:
         """Our own checkpoint, with the proof that it extends what the coordinator saw."""
-        with self.database.transaction():
-            checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
-            proof = self.log.consistency_proof(min(since, self.log.size))
-        return LogView(checkpoint=checkpoint, since=since, proof=tuple(node.hex() for node in proof))
+        return self._views.since(since, now_ms=self.clock())
 
     def append(self, kind: str, *, run_id: str = "", round_number: int = 0, **members: Any) -> int:
         """Add one record to the evidence log, in the caller's transaction where there is one."""
@@ -417,16 +423,8 @@ class HolderNode:
         self._record(decision, run=run_id, round=round_number, action=action.value, hold_id="", **unknown)
 
     def _record(self, decision: Decision, *, records: int | None, **members: Any) -> None:
-        private = PrivateDetails.seal({"decision": decision.to_document(), "records": records})
-        record = {
-            "v": 1,
-            "kind": "decision",
-            "at_ms": self.clock(),
-            "decision": decision.for_outsiders().to_document(),
-            "private_digest": private.digest,
-            **members,
-        }
-        self.log.append(record, private=private)
+        record, private = decision_record(decision, records=records, at_ms=self.clock())
+        self.log.append(record | members, private=private)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -475,8 +473,9 @@ class HolderNode:
             keys=papers.keys_token,
             policy=papers.policy_token,
             status=papers.status_token,
-            participation=self._participation(terms, rounds_left=standing.rounds_left),
+            participation=self._participations.shown(terms, rounds_left=standing.rounds_left, now_ms=self.clock()),
             standing=standing,
+            strangers=tuple(sorted(terms.plan.holders.keys() - self._known_peers().keys() - {self.holder_id})),
             coordinator_log_seen=self.coordinator_log_seen,
             log=self.log_view(since=known_size),
         )
@@ -489,10 +488,8 @@ class HolderNode:
             at_most=terms.plan.terms.training.rounds,
         )
 
-    def _participation(self, terms: RunTerms, *, rounds_left: int) -> str:
-        return signed_participation(
-            self.home, self.ledger, terms, rounds_left=rounds_left, key=self._key, now_ms=self.clock()
-        )
+    def _known_peers(self) -> dict[str, PublicKey]:
+        return self._files.read(self.home.peers, read_peers) if self.home.peers.exists() else {}
 
     def _simulated_officer(self, round_number: int) -> None:
         if self.home.profile.simulation.revoke_at_round == round_number:

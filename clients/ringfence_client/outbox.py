@@ -1,7 +1,8 @@
 """Updates that have left, or may have: kept until the run closes, so that a retry sends the same one at no new cost.
 
 Sending the same noisy update twice reveals nothing more; training again would be a second use. What lies here is
-already private. It is written before the ledger says `sending`, and is believed only where the ledger does say so.
+already private. It is written in the transaction in which the ledger says `sending`: there is never one without the
+other.
 """
 
 import json
@@ -13,13 +14,22 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load, save
 
-from ringfence_client.home import HolderHome
 from ringfence_policy import canonical
-from ringfence_policy.durable import write_durably
+from ringfence_policy.database import Database
 from ringfence_policy.facts import Cost
 from ringfence_policy.ledger import HoldState, PrivacyLedger
 from ringfence_policy.protocol import UseRequest
 
+_SCHEMA_VERSION = 1
+_STATEMENTS = (
+    """CREATE TABLE outbox (
+        run_id TEXT NOT NULL,
+        use TEXT NOT NULL,
+        description TEXT NOT NULL,
+        arrays BLOB NOT NULL,
+        PRIMARY KEY (run_id, use)
+    ) STRICT""",
+)
 _LEFT = (HoldState.SENDING, HoldState.COMMITTED)
 
 
@@ -46,48 +56,74 @@ class StoredReply:
     arrays: Mapping[str, npt.NDArray[np.float32]]
 
 
-def store_reply(home: HolderHome, request: UseRequest, reply: StoredReply) -> None:
-    """Keep a reply durably, arrays first: the description without its arrays would be believed."""
-    place = home.outbox(request.run_id)
-    name = _name(request)
-    write_durably(place / f"{name}.safetensors", save(dict(reply.arrays)))
-    description: dict[str, Any] = {
-        "hold_id": reply.hold_id,
-        "digest": reply.digest,
-        "base_model_digest": reply.base_model_digest,
-        "noise_source": reply.noise_source,
-        "histogram": reply.histogram,
-        "cost": vars(reply.cost),
-    }
-    write_durably(place / f"{name}.json", json.dumps(description, sort_keys=True).encode())
+class Outbox:
+    """A holder's outbox, in its database.
+
+    Args:
+        database: The holder's database.
+
+    Raises:
+        LedgerFault: The database cannot be used.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        database.install("outbox", version=_SCHEMA_VERSION, statements=_STATEMENTS)
+
+    def keep(self, request: UseRequest, reply: StoredReply) -> None:
+        """Keep a reply, in the caller's transaction; a later attempt's takes the place of an earlier one's."""
+        description: dict[str, Any] = {
+            "hold_id": reply.hold_id,
+            "digest": reply.digest,
+            "base_model_digest": reply.base_model_digest,
+            "noise_source": reply.noise_source,
+            "histogram": reply.histogram,
+            "cost": vars(reply.cost),
+        }
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET description = excluded.description, arrays = excluded.arrays",
+                (request.run_id, _use(request), json.dumps(description, sort_keys=True), save(dict(reply.arrays))),
+            )
+
+    def find(self, ledger: PrivacyLedger, request: UseRequest) -> StoredReply | None:
+        """The reply that already left for this use, or None where it has to be made."""
+        found = self._database.rows(
+            "SELECT description, arrays FROM outbox WHERE run_id = ? AND use = ?", (request.run_id, _use(request))
+        )
+        if not found:
+            return None
+        description, data = json.loads(found[0][0]), found[0][1]
+        hold = ledger.hold(description["hold_id"]) if description["hold_id"] else None
+        if hold is None or hold.state not in _LEFT or hold.update_digest != description["digest"]:
+            return None
+        if description["base_model_digest"] != request.base_model_digest:
+            return None
+        rows = description["histogram"]
+        if rows is None and canonical.digest_bytes(data) != description["digest"]:
+            return None  # a use that failed after data was opened left a name and no update
+        return StoredReply(
+            hold_id=description["hold_id"],
+            digest=description["digest"],
+            base_model_digest=description["base_model_digest"],
+            noise_source=description["noise_source"],
+            histogram=None if rows is None else (tuple(rows[0]), tuple(rows[1])),
+            cost=Cost(**description["cost"]),
+            arrays=load(data),
+        )
+
+    def empty(self, run_id: str) -> None:
+        """Forget a run's replies: it has ended, and none is asked for again."""
+        if self.waiting(run_id):
+            with self._database.transaction() as connection:
+                connection.execute("DELETE FROM outbox WHERE run_id = ?", (run_id,))
+
+    def waiting(self, run_id: str) -> list[str]:
+        """The uses of a run whose replies are kept."""
+        found = self._database.rows("SELECT use FROM outbox WHERE run_id = ? ORDER BY use", (run_id,))
+        return [use for (use,) in found]
 
 
-def load_reply(home: HolderHome, ledger: PrivacyLedger, request: UseRequest) -> StoredReply | None:
-    """The reply that already left for this use, or None where it has to be made."""
-    place = home.outbox(request.run_id)
-    path = place / f"{_name(request)}.json"
-    if not path.exists():
-        return None
-    description = json.loads(path.read_text())
-    hold = ledger.hold(description["hold_id"]) if description["hold_id"] else None
-    if hold is None or hold.state not in _LEFT or hold.update_digest != description["digest"]:
-        return None
-    if description["base_model_digest"] != request.base_model_digest:
-        return None
-    data = (place / f"{_name(request)}.safetensors").read_bytes()
-    rows = description["histogram"]
-    if rows is None and canonical.digest_bytes(data) != description["digest"]:
-        return None  # a crash left the arrays of a later attempt beside the description of an earlier one
-    return StoredReply(
-        hold_id=description["hold_id"],
-        digest=description["digest"],
-        base_model_digest=description["base_model_digest"],
-        noise_source=description["noise_source"],
-        histogram=None if rows is None else (tuple(rows[0]), tuple(rows[1])),
-        cost=Cost(**description["cost"]),
-        arrays=load(data),
-    )
-
-
-def _name(request: UseRequest) -> str:
+def _use(request: UseRequest) -> str:
     return f"{request.action.value}-{request.round_number:06d}"

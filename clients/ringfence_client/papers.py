@@ -5,12 +5,13 @@ from pathlib import Path
 
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import STATUS_LIFETIME_MS, last_signed_status, renew_status
+from ringfence_client.watched_files import WatchedFiles
 from ringfence_policy.clauses import CLAUSES
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import RevokedPolicy, Status
 from ringfence_policy.errors import RingfenceError, TrustRefused
 from ringfence_policy.identity import TrustReason, parse
-from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.policy import UsagePolicy, policy_in
 from ringfence_policy.trust_store import TrustStore
 
 
@@ -38,20 +39,23 @@ class Papers:
         return None if self.status is None else self.status.revocation_of(self.policy.policy_id)
 
 
-def read_papers(home: HolderHome, trust: TrustStore, *, now_ms: int, point: Point) -> Papers | Decision:
+def read_papers(
+    home: HolderHome, files: WatchedFiles, trust: TrustStore, *, now_ms: int, point: Point
+) -> Papers | Decision:
     """Read and verify the papers; whatever does not hold is a denial that names it.
 
     A status in the second half of its life is renewed by the holder's own service: the same revocations, a later date.
     """
     try:
-        keys_token = (home.papers / "keys.jws").read_text()
+        keys_token = files.read(home.papers / "keys.jws", bytes.decode)
         trust.accept_keys(keys_token)
-        policy_path = home.papers / "policy.jws"
-        if not policy_path.exists():
+        try:
+            policy_token = files.read(home.papers / "policy.jws", bytes.decode)
+        except FileNotFoundError:
             return Decision.deny("no-policy", point=point)
-        policy_token = policy_path.read_text()
-        policy = UsagePolicy.from_document(trust.accept_policy(policy_token, now_ms))
-        written = home.read_policy()
+        trust.accept_policy(policy_token, now_ms)
+        policy = policy_in(policy_token)
+        written = files.read(home.directory / "policy.toml", lambda _: home.read_policy())
     except (OSError, UnicodeDecodeError, RingfenceError) as error:
         summary = error.summary if isinstance(error, RingfenceError) else type(error).__name__
         return Decision.deny("signature", limit="a policy signed under the holder's keys", actual=summary, point=point)
@@ -65,7 +69,7 @@ def read_papers(home: HolderHome, trust: TrustStore, *, now_ms: int, point: Poin
             policy=policy.reference,
             policy_digest=policy.digest,
         )
-    status, status_token = _status(home, trust, now_ms=now_ms)
+    status, status_token = _status(home, files, trust, now_ms=now_ms)
     return Papers(
         policy=policy,
         policy_key_id=parse(policy_token).kid,
@@ -104,11 +108,14 @@ def read_token(path: Path) -> str:
         return ""
 
 
-def _status(home: HolderHome, trust: TrustStore, *, now_ms: int) -> tuple[Status | None, str]:
+def _status(home: HolderHome, files: WatchedFiles, trust: TrustStore, *, now_ms: int) -> tuple[Status | None, str]:
     path = home.papers / "status.jws"
     # Asked before the status is read: the officer signs first and notes the number afterwards.
     newest = last_signed_status(home)
-    token = read_token(path)
+    try:
+        token = files.read(path, bytes.decode)
+    except (OSError, UnicodeDecodeError):
+        token = ""
     try:
         status = trust.accept_status(token, now_ms)
         if status.seq < newest:

@@ -4,7 +4,9 @@ The coordinator's word counts for nothing here, and neither do holders that only
 """
 
 import json
+import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from ringfence_client.home import HolderHome
 from ringfence_client.run_terms import RunTerms
@@ -22,9 +24,25 @@ def known_peers(home: HolderHome) -> dict[str, PublicKey]:
     Raises:
         TrustRefused: The file holds something that is no public key.
     """
-    if not home.peers.exists():
-        return {}
-    return {holder_id: PublicKey.from_jwk(jwk) for holder_id, jwk in json.loads(home.peers.read_text()).items()}
+    return read_peers(home.peers.read_bytes()) if home.peers.exists() else {}
+
+
+def read_peers(data: bytes) -> dict[str, PublicKey]:
+    """The root keys in the file of known peers.
+
+    Raises:
+        TrustRefused: It holds something that is no public key.
+    """
+    try:
+        return {sys.intern(holder_id): _root(**jwk) for holder_id, jwk in json.loads(data).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise TrustRefused("the file of known peers is unreadable", expected="root keys by holder id") from None
+
+
+@lru_cache(maxsize=65_536)
+def _root(**jwk: str) -> PublicKey:
+    # Shared by all holders of a process: a thousand that know each other would keep a million keys.
+    return PublicKey.from_jwk(jwk)
 
 
 def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:
@@ -33,7 +51,8 @@ def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:
     Raises:
         TrustRefused: A holder was known under another root key.
     """
-    known = known_peers(home)
+    before = known_peers(home)
+    known = dict(before)
     for holder_id, root in roots.items():
         pinned = known.setdefault(holder_id, root)
         if pinned.thumbprint != root.thumbprint:
@@ -44,6 +63,8 @@ def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:
                 where=str(home.peers),
                 next_step="find out from that holder itself which key is right",
             )
+    if known == before:
+        return
     document = {holder_id: root.jwk for holder_id, root in sorted(known.items())}
     write_durably(home.peers, json.dumps(document, indent=1).encode())
 
@@ -100,8 +121,9 @@ def takes_part(
     try:
         peer.accept_keys(papers.keys)
         status = peer.accept_status(papers.status, now_ms)
-        document = peer.accept(papers.participation, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=now_ms)
-        participation = Participation.from_document(document)
+        participation = Participation.from_payload(
+            peer.accept_payload(papers.participation, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=now_ms)
+        )
     except TrustRefused:
         return False
     return (

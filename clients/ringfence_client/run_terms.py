@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ringfence_client.home import HolderHome
+from ringfence_client.watched_files import WatchedFiles
 from ringfence_policy.documents import Role
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import DocumentInvalid, TrustRefused
@@ -44,11 +45,12 @@ class KnownTerms:
 
     Args:
         home: The holder's directory.
+        files: The holder's files, read when they changed.
     """
 
-    def __init__(self, home: HolderHome) -> None:
+    def __init__(self, home: HolderHome, files: WatchedFiles) -> None:
         self._home = home
-        self._verified: dict[str, tuple[bytes, RunTerms]] = {}
+        self._files = files
 
     def of(self, run_id: str, *, coordinator: TrustStore, now_ms: int) -> RunTerms | None:
         """The terms of a run that was shown before, or None.
@@ -56,14 +58,13 @@ class KnownTerms:
         Raises:
             TrustRefused: The plan on disk is no longer the one the coordinator signed.
         """
-        path = self._home.run_file(run_id)
-        if not path.exists():
+        try:
+            return self._files.read(
+                self._home.run_file(run_id),
+                lambda data: _read(run_id, data, coordinator=coordinator, now_ms=now_ms),
+            )
+        except FileNotFoundError:
             return None
-        data = path.read_bytes()
-        known = self._verified.get(run_id)
-        if known is None or known[0] != data:
-            known = self._verified[run_id] = (data, _read(run_id, data, coordinator=coordinator, now_ms=now_ms))
-        return known[1]
 
 
 def _read(run_id: str, data: bytes, *, coordinator: TrustStore, now_ms: int) -> RunTerms:
@@ -77,11 +78,11 @@ def _read(run_id: str, data: bytes, *, coordinator: TrustStore, now_ms: int) -> 
     # since, these are refused, and the plan is judged by the newer ones.
     with suppress(TrustRefused):
         coordinator.accept_keys(keys)
-    plan = coordinator.accept(token, type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
+    plan = coordinator.accept_payload(token, type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms)
     return RunTerms(
         run_id=run_id,
         plan_token=token,
-        plan=TrainingPlan.from_document(plan),
+        plan=TrainingPlan.from_payload(plan),
         settlement=settlement,
         rehearsal_seed=seed,
         coordinator_keys=keys,

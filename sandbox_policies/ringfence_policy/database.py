@@ -30,6 +30,10 @@ class Database:
     Threads of one process take turns (a transaction holds a lock from begin to end); processes take turns through
     SQLite's write lock. A connection must not be carried over a fork: SQLite's locks do not survive it, so a forked
     child is refused and opens its own.
+
+    Attributes:
+        path: The database file.
+        undone: How many transactions, or parts of one, were rolled back: whoever notes what it has written asks this.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
@@ -37,6 +41,7 @@ class Database:
         self._connection = connection
         self._lock = threading.RLock()
         self._depth = 0
+        self.undone = 0
         self._process = os.getpid()
         self.path = path
         self._file = _identity_of(path)
@@ -120,6 +125,7 @@ class Database:
                     # SQLite may have rolled back by itself (full disk, I/O error): then this fails, as it must.
                     connection.execute(f"RELEASE {name}" if joined else "COMMIT")
             except BaseException:
+                self.undone += 1
                 _undo(connection, f"ROLLBACK TO {name}; RELEASE {name}" if joined else "ROLLBACK")
                 raise
             finally:

@@ -148,16 +148,24 @@ class Participation(SignedDocument):
     good_until_ms: Milliseconds
 
 
-class Request(SignedDocument):
-    """The coordinator's signature under one message to one holder, so that nobody else can ask for a use.
+class RequestBatch(SignedDocument):
+    """The coordinator's signature under the messages of one phase, so that nobody else can ask for a use.
 
-    `body_digest` names the message's body; `issued_ms` keeps an old message from being sent again much later.
+    `root` is the RFC 9162 Merkle root over one leaf for each message (`request_leaf`), `size` their number. Each holder
+    gets the proof for its own message and learns nothing of the others. `issued_ms` keeps an old message from being
+    sent again much later.
     """
 
-    holder_id: Name
-    message_type: Name
-    body_digest: Digest
+    root: Digest
+    size: Count
     issued_ms: Milliseconds
+
+
+def request_leaf(holder_id: str, message_type: str, body: bytes) -> bytes:
+    """What stands in a batch for one message to one holder: for whom it is, what kind it is, and its body's digest."""
+    return canonical.encode(
+        {"holder_id": holder_id, "message_type": message_type, "body_digest": canonical.digest_bytes(body)}
+    )
 
 
 class Checkpoint(SignedDocument):

@@ -17,6 +17,7 @@ from typing import Any
 
 from ringfence_policy import canonical, merkle
 from ringfence_policy.database import Database
+from ringfence_policy.decision import Decision
 from ringfence_policy.documents import Checkpoint
 from ringfence_policy.errors import EvidenceRefused, LedgerFault
 from ringfence_policy.evidence_records import parse_record
@@ -69,6 +70,28 @@ class PrivateDetails:
         """Salt and encode details (canonical JSON values)."""
         sealed = canonical.encode({"details": dict(details), "salt": token_hex(32)})
         return cls(sealed=sealed, digest=canonical.digest_bytes(sealed))
+
+
+def decision_record(decision: Decision, *, records: int | None, at_ms: int) -> tuple[dict[str, Any], PrivateDetails]:
+    """A holder's decision as its log keeps it: for outsiders in the open, the holder's own figures sealed beside it.
+
+    Args:
+        decision: The decision, with every value the holder saw.
+        records: How many records would have been used; None where nobody counted. Secret.
+        at_ms: When it was taken.
+
+    Returns:
+        The record's own members, to which the caller adds those of the use, and what to keep beside it.
+    """
+    private = PrivateDetails.seal({"decision": decision.to_document(), "records": records})
+    record = {
+        "v": 1,
+        "kind": "decision",
+        "at_ms": at_ms,
+        "decision": decision.for_outsiders().to_document(),
+        "private_digest": private.digest,
+    }
+    return record, private
 
 
 class EvidenceLog:

@@ -118,7 +118,7 @@ class PublicKey:
         """The key as a JSON Web Key (RFC 8037) with `kty`, `crv`, `x` and `kid`."""
         return {**_PUBLIC_MEMBERS, "x": _to_base64url(self.raw), "kid": self.kid}
 
-    @property
+    @cached_property
     def thumbprint(self) -> str:
         """The key's name by its content: SHA-256 as in RFC 7638, base64url. The `kid` is not part of it."""
         members = {**_PUBLIC_MEMBERS, "x": _to_base64url(self.raw)}

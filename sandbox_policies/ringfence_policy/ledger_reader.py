@@ -132,14 +132,30 @@ class LedgerReader:
         )
         return self._hold(found[0]) if found else None
 
-    def holds(self, run_id: str | None = None) -> list[Hold]:
-        """All holds, or those of one run, in the order in which they were reserved."""
-        found = self._database.rows(
+    def holds(self, run_id: str | None = None, *, state: HoldState | None = None) -> list[Hold]:
+        """All holds, or those of one run, or of those the ones in one state, in the order they were reserved in."""
+        columns = (
             "SELECT hold_id, run_id, round_number, attempt, dataset_id, policy_id, mechanism, action, state, "
-            "update_digest, detail FROM hold WHERE ?1 IS NULL OR run_id = ?1 ORDER BY rowid",
+            "update_digest, detail FROM hold"
+        )
+        if run_id is None:
+            found = self._database.rows(f"{columns} ORDER BY rowid")
+        elif state is None:
+            found = self._database.rows(f"{columns} WHERE run_id = ? ORDER BY rowid", (run_id,))
+        else:
+            found = self._database.rows(
+                f"{columns} WHERE run_id = ? AND state = ? ORDER BY rowid", (run_id, str(state))
+            )
+        return [self._hold(row) for row in found]
+
+    def last_training_round(self, run_id: str) -> int:
+        """The last round of a run in which the data was used for training, or may have been; 0 before the first."""
+        ((last,),) = self._database.rows(
+            "SELECT coalesce(max(round_number), 0) FROM hold "
+            "WHERE run_id = ? AND state IN ('reserved', 'sending', 'committed') AND action = 'train'",
             (run_id,),
         )
-        return [self._hold(row) for row in found]
+        return int(last)
 
     def meters(self) -> list[Meter]:
         """Every meter, recomputed from the holds: datasets first, then policies, each by name."""

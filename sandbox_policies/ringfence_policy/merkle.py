@@ -10,6 +10,7 @@ Reference: RFC 9162 section 2.1 (the same tree as RFC 6962 section 2.1).
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
@@ -31,6 +32,7 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 def leaf_hashes(leaves: Sequence[bytes]) -> HashOf:
     """Read subtree hashes out of a plain sequence of leaf hashes, for trees small enough to hold in memory."""
 
+    @cache  # each subtree is hashed once, however many proofs are asked for
     def hash_of(level: int, position: int) -> bytes:
         if level == 0:
             return leaves[position]

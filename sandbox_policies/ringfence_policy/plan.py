@@ -4,15 +4,17 @@
 with the thumbprint of its root key, so that a holder that approves a plan knows exactly who else is in it.
 """
 
+import json
 from collections.abc import Mapping
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid
+from ringfence_policy.identity import PublicKey
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import Choice, DecimalString, Identifier, ListOf, StrictDocument, Text, refusal
 from ringfence_policy.vocabulary import PURPOSES, Evaluation, Relation, ReleaseTier, ReleaseTo, Unit
@@ -165,6 +167,15 @@ class PlanHolder(StrictDocument):
     root_thumbprint: str
     root: dict[str, str]
 
+    @cached_property
+    def public_key(self) -> PublicKey:
+        """The root key itself.
+
+        Raises:
+            TrustRefused: It is not usable.
+        """
+        return PublicKey.from_jwk(self.root)
+
 
 class TrainingPlan(StrictDocument):
     """What is signed: the plan file, the schema and the holders. Its digest is in every request of the run."""
@@ -208,6 +219,25 @@ class TrainingPlan(StrictDocument):
             raise DocumentInvalid(
                 "not a training plan", expected="terms, dataset_schema, holders, rehearsal"
             ) from error
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def from_payload(cls, payload: bytes) -> Self:
+        """Rebuild a plan from the canonical bytes that were signed; the same bytes give the same object.
+
+        Raises:
+            DocumentInvalid: As `from_document`.
+        """
+        return cls.from_document(json.loads(payload))
+
+    @cached_property
+    def has_true_thumbprints(self) -> bool:
+        """Whether every holder's root key has the thumbprint that stands beside it.
+
+        Raises:
+            TrustRefused: A root key is not usable.
+        """
+        return all(holder.public_key.thumbprint == holder.root_thumbprint for holder in self.holders.values())
 
     @cached_property
     def digest(self) -> str:

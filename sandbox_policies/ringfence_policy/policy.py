@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 
 from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid
+from ringfence_policy.identity import parse
 from ringfence_policy.strict_toml import (
     Choice,
     Count,
@@ -279,6 +280,17 @@ def read_policy(path: Path) -> UsagePolicy:
         DocumentInvalid: With file, line, what was expected, what stands there, and how to mend it.
     """
     return _flat(read_toml(path, PolicyFile))
+
+
+@lru_cache(maxsize=4096)
+def policy_in(token: str) -> UsagePolicy:
+    """The policy in a signed token, read once per process. Whoever asks has verified the token (`TrustStore`).
+
+    Raises:
+        DocumentInvalid: It is not a policy of this version.
+        TrustRefused: The token has no readable payload.
+    """
+    return UsagePolicy.from_document(parse(token).claimed())
 
 
 def parse_policy(text: str, *, source: str = "policy") -> UsagePolicy:

@@ -70,6 +70,14 @@ class Body(BaseModel):
             raise TrustRefused("a message body has the wrong shape", expected=cls.__name__, got=fields) from None
 
 
+class RequestSignature(Body):
+    """The coordinator's signature beside a body: a signed `RequestBatch`, and the proof that the message is in it."""
+
+    batch: Token
+    index: int = Field(ge=0)
+    proof: tuple[NodeHash, ...] = Field(default=(), max_length=64)
+
+
 class LogView(Body):
     """A signed checkpoint of the speaker's evidence log, and the proof that it extends what the listener saw before.
 
@@ -122,7 +130,10 @@ class Standing(Body):
 
 
 class Introduction(Body):
-    """A data holder's signed papers, and on what terms it could take part in the next round."""
+    """A data holder's signed papers, and on what terms it could take part in the next round.
+
+    `strangers` are the plan's holders that this one does not know by root key, and so cannot count in a cohort.
+    """
 
     holder_id: str
     keys: Token
@@ -130,6 +141,7 @@ class Introduction(Body):
     status: Token
     participation: Token
     standing: Standing
+    strangers: tuple[str, ...] = ()
     coordinator_log_seen: int = Field(ge=0)
     log: LogView
 

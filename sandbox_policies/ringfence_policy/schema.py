@@ -6,6 +6,7 @@ before any record is read, so preprocessing costs no privacy and is the same at 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
@@ -185,7 +186,7 @@ class DatasetSchema(StrictDocument):
         """How many inputs the model has."""
         return len(self.feature_names())
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The schema's name."""
         return canonical.digest(self.to_document())

@@ -245,6 +245,11 @@ class TrustStore:
         size: int = self._memory["logs"].get(origin, {"size": 0})["size"]
         return size
 
+    @property
+    def largest_log_size(self) -> int:
+        """How many records of the signer's log this verifier has seen a checkpoint for, whatever the log is called."""
+        return max((log["size"] for log in self._memory["logs"].values()), default=0)
+
     def _remember(self, **marks: Any) -> None:
         if any(self._memory[name] != mark for name, mark in marks.items()):
             self._memory.update(marks)

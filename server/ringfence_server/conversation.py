@@ -25,7 +25,7 @@ def ask(
     questions: Mapping[int, Body],
     answer: type[B],
     *,
-    sign: Callable[[int, str, bytes], str],
+    sign: Callable[[str, Mapping[int, bytes]], Mapping[int, str]],
     on_refusal: Callable[[int, Refusal], None] | None = None,
 ) -> dict[int, B | Decision]:
     """Send each node its question and collect the answers.
@@ -35,17 +35,24 @@ def ask(
         message_type: What kind of question it is.
         questions: The question for each node.
         answer: What a node answers that does not refuse.
-        sign: Signs the body of a message of a type for a node, as the coordinator.
+        sign: Signs the bodies of messages of one type, by node, as the coordinator.
         on_refusal: Told of each node that refuses, and all that it says.
 
     Returns:
         For every node that was asked: its answer, or the denial that its refusal, fault or silence amounts to.
     """
-    messages = []
-    for node_id, body in questions.items():
-        data = body.to_bytes()
-        record = ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: sign(node_id, message_type, data)})
-        messages.append(Message(RecordDict({BODY_RECORD: record}), node_id, message_type))
+    if not questions:
+        return {}
+    bodies = {node_id: body.to_bytes() for node_id, body in questions.items()}
+    signatures = sign(message_type, bodies)
+    messages = [
+        Message(
+            RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: signatures[node_id]})}),
+            node_id,
+            message_type,
+        )
+        for node_id, data in bodies.items()
+    ]
     replies = grid.send_and_receive(messages, timeout=TIMEOUT_SECONDS)
     by_node = replies_by_node(messages, replies)
     for node_id, reply in by_node.items():

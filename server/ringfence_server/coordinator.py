@@ -1,15 +1,15 @@
 """The coordinator's own identity, evidence log and picture of every data holder, as its signed papers show it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ringfence_policy import canonical
+from ringfence_policy import merkle
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import Participation, Request, Role, key_list_document
+from ringfence_policy.documents import Participation, RequestBatch, Role, key_list_document, request_leaf
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import RingfenceError, TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog
@@ -17,12 +17,14 @@ from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, sign
 from ringfence_policy.ledger import now_ms
+from ringfence_policy.log_views import LogViews
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
-from ringfence_policy.policy import UsagePolicy
-from ringfence_policy.protocol import HolderCard, Introduction, LogView, PeerPapers, Standing
+from ringfence_policy.policy import UsagePolicy, policy_in
+from ringfence_policy.protocol import HolderCard, Introduction, LogView, PeerPapers, RequestSignature, Standing
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import loudest_training
+from ringfence_policy.trust_memory import TrustMemory
 from ringfence_policy.trust_store import TrustStore
 from ringfence_policy.vocabulary import Action
 
@@ -77,9 +79,8 @@ class Coordinator:
         self.keys_token = (directory / "keys.jws").read_text()
         self.database = Database.open(directory / "log.db")
         self.log = EvidenceLog(self.database, origin=f"ringfence/coordinator/{coordinator_id}")
-        self._memory_path = directory / "trust.json"
-        self._memory: dict[str, Any] = json.loads(self._memory_path.read_text()) if self._memory_path.exists() else {}
-        self._stores: dict[str, TrustStore] = {}
+        self._views = LogViews(self.log, key=self.key)
+        self._trust = TrustMemory(self.database)
         self._gates: dict[str, PolicyGate] = {}
 
     def close(self) -> None:
@@ -90,15 +91,27 @@ class Coordinator:
         """Sign a plan. From now on its digest is what holders agree to."""
         return sign(plan.to_document(), type=DocumentType.PLAN, key=self.key)
 
-    def sign_request(self, card: HolderCard, message_type: str, body: bytes) -> str:
-        """Sign one message to one holder. No holder listens to a message without."""
-        request = Request(
-            holder_id=card.holder_id,
-            message_type=message_type,
-            body_digest=canonical.digest_bytes(body),
-            issued_ms=self.clock(),
-        )
-        return sign(request.to_document(), type=DocumentType.REQUEST, key=self.key)
+    def sign_requests(self, message_type: str, bodies: Sequence[tuple[HolderCard, bytes]]) -> list[str]:
+        """Sign messages of one type, one to each holder, at once. No holder listens to a message without.
+
+        Returns:
+            The signature for each, in the order of `bodies`.
+        """
+        leaves = [merkle.leaf_hash(request_leaf(card.holder_id, message_type, body)) for card, body in bodies]
+        hash_of = merkle.leaf_hashes(leaves)
+        root = "sha256:" + merkle.root(len(leaves), hash_of).hex()
+        batch = RequestBatch(root=root, size=len(leaves), issued_ms=self.clock())
+        token = sign(batch.to_document(), type=DocumentType.REQUEST, key=self.key)
+        return [
+            RequestSignature(
+                batch=token,
+                index=index,
+                proof=tuple(node.hex() for node in merkle.inclusion_proof(index, len(leaves), hash_of)),
+            )
+            .to_bytes()
+            .decode()
+            for index in range(len(leaves))
+        ]
 
     def append(self, kind: str, *, run_id: str, round_number: int = 0, **members: Any) -> None:
         """Add one record to the log, in the caller's transaction where there is one."""
@@ -106,10 +119,7 @@ class Coordinator:
 
     def log_view(self, *, since: int = 0) -> LogView:
         """Our checkpoint and the proof that it extends our first `since` records."""
-        with self.database.transaction():
-            checkpoint = self.log.checkpoint(key=self.key, now_ms=self.clock())
-            proof = self.log.consistency_proof(since)
-        return LogView(checkpoint=checkpoint, since=since, proof=tuple(node.hex() for node in proof))
+        return self._views.since(since, now_ms=self.clock())
 
     def store(self, card: HolderCard) -> TrustStore:
         """What is known about a holder, pinned to the root key of its card.
@@ -117,12 +127,7 @@ class Coordinator:
         Raises:
             TrustRefused: The holder was known under another root key.
         """
-        found = self._stores.get(card.holder_id)
-        if found is None:
-            root = PublicKey.from_jwk(card.root)
-            found = TrustStore(root, self._memory.get(card.holder_id), owner=card.holder_id)
-            self._stores[card.holder_id] = found
-        return found
+        return self._trust.store(card.holder_id, PublicKey.from_jwk(card.root), owner=card.holder_id)
 
     def known_size(self, card: HolderCard) -> int:
         """How much of a holder's log we have seen, in any run."""
@@ -133,10 +138,7 @@ class Coordinator:
 
     def save(self) -> None:
         """Keep what was learnt about holders."""
-        memory = self._memory | {holder_id: store.memory() for holder_id, store in self._stores.items()}
-        if memory != self._memory:
-            write_durably(self._memory_path, json.dumps(memory, sort_keys=True).encode())
-            self._memory = memory
+        self._trust.save()
 
     def meet(self, card: HolderCard, said: Introduction, *, plan: TrainingPlan, run_id: str) -> HolderView | Decision:
         """Verify a holder's papers; what does not hold is a denial that names it."""
@@ -144,10 +146,12 @@ class Coordinator:
             store = self.store(card)
             now = self.clock()
             store.accept_keys(said.keys)
-            policy = UsagePolicy.from_document(store.accept_policy(said.policy, now))
+            store.accept_policy(said.policy, now)
+            policy = policy_in(said.policy)
             status = store.accept_status(said.status, now)
-            document = store.accept(said.participation, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=now)
-            participation = Participation.from_document(document)
+            participation = Participation.from_payload(
+                store.accept_payload(said.participation, type=DocumentType.PARTICIPATION, role=Role.NODE, now_ms=now)
+            )
             if (participation.run_id, participation.plan_digest) != (run_id, plan.digest):
                 raise TrustRefused("the participation is for another run or plan")
             settled = DpMechanism.from_document(said.standing.mechanism)
@@ -180,10 +184,10 @@ class Coordinator:
             TrustRefused: The log was rewritten, or shown differently before.
         """
         store = self.store(card)
-        before = store.memory()["logs"]
+        before = store.revision
         proof = [bytes.fromhex(node) for node in view.proof]
         store.accept_checkpoint(view.checkpoint, role=Role.NODE, now_ms=self.clock(), proof=proof)
-        if store.memory()["logs"] != before:
+        if store.revision != before:
             self.append("peer-checkpoint", run_id=run_id, holder=card.holder_id, checkpoint=view.checkpoint)
 
     def decide(

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from safetensors.numpy import save
 
 from ringfence_policy import canonical
-from ringfence_policy.cohort import largest_cohort
+from ringfence_policy.cohort import Cohort, largest_cohort
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import RingfenceError
 from ringfence_policy.mechanism import DpMechanism
@@ -35,6 +35,7 @@ from ringfence_policy.protocol import (
     Introduction,
     LogView,
     Offer,
+    PeerPapers,
     Proposal,
     UseReply,
     UseRequest,
@@ -53,6 +54,8 @@ Use = Literal[Action.TRAIN, Action.EVALUATE]
 
 # A declared weight is a round figure; no holder measures on many times as many records.
 _MOST_RECORDS_PER_WEIGHT = 4
+# A peer whose papers run out on the way must not cost a holder its round.
+_SPARE_PEERS = 2
 
 
 def model_digest(arrays: Arrays) -> str:
@@ -102,6 +105,7 @@ class Governor:
         self._report = report
         self._opened = 0.0
         self._sent: dict[int, Message] = {}
+        self._found: tuple[tuple[Action, frozenset[str]], Cohort, Mapping[str, RoundRequest]] | None = None
 
     # --- before the run ----------------------------------------------------------------------------------------------
 
@@ -149,6 +153,7 @@ class Governor:
             if refusal.coordinator_log_seen is not None:
                 self.seen[self.cards[node_id].holder_id] = min(refusal.coordinator_log_seen, self.coordinator.log.size)
 
+        self._found = None  # new papers: everything is decided anew
         answers = ask(grid, message_type, questions, Introduction, sign=self.sign, on_refusal=note)
         with self.coordinator.database.transaction():
             for node_id, said in answers.items():
@@ -198,24 +203,40 @@ class Governor:
             outcome.refused += [Refusal.of(holder, denial) for holder, denial in refusals.items()]
             self._report("round-opened", {"round": round_number, "cohort": members, "refused": outcome.refused})
         base = model_digest(arrays_of(arrays))
-        papers = {holder: self.views[holder].papers for holder in members}
-        self._sent = {}
-        for holder in members:
-            request = UseRequest(
+        bodies = {
+            self._nodes[holder]: UseRequest(
                 run_id=self.run_id,
                 round_number=round_number,
                 attempt=self.attempt,
                 action=action,
                 plan_digest=self.plan.digest,
                 base_model_digest=base,
-                cohort=papers,
+                cohort=self._company(holder, members),
                 known_size=self.coordinator.known_size(self.views[holder].card),
                 log=self.log_view_for(holder) if action is Action.TRAIN else None,
-            )
-            data = request.to_bytes()
-            record = ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: self.sign(self._nodes[holder], action.value, data)})
-            self._sent[self._nodes[holder]] = _governed(wanted[holder], record, arrays)
+            ).to_bytes()
+            for holder in members
+        }
+        signatures = self.sign(action.value, bodies)
+        self._sent = {}
+        for holder in members:
+            node_id = self._nodes[holder]
+            record = ConfigRecord({BODY_KEY: bodies[node_id], SIGNATURE_KEY: signatures[node_id]})
+            self._sent[node_id] = _governed(wanted[holder], record, arrays)
         return list(self._sent.values())
+
+    def _company(self, holder: str, members: Sequence[str]) -> dict[str, PeerPapers]:
+        """The papers of as many other members as a holder's own minimum asks for, and some to spare.
+
+        Every holder verifies every paper that it is sent: a thousand of them would verify a million. Those that a
+        holder does not know by root key count for nothing there, so they come last.
+        """
+        view = self.views[holder]
+        strangers = frozenset(view.introduction.strangers)
+        enough = view.policy.min_holders + _SPARE_PEERS
+        others = [member for member in members if member != holder]
+        chosen = [member for member in others if member not in strangers][:enough]
+        return {member: self.views[member].papers for member in chosen}
 
     def receive(self, replies: Iterable[Message], base: ArrayRecord) -> dict[str, tuple[Message, UseReply]]:
         """Keep the updates that may be aggregated; log every other one with its reason."""
@@ -302,9 +323,12 @@ class Governor:
             self.seen[holder_id] = self.views[holder_id].introduction.coordinator_log_seen
         return self.coordinator.log_view(since=self.seen.get(holder_id, 0))
 
-    def sign(self, node_id: int, message_type: str, body: bytes) -> str:
-        """Sign a message to a node, as the coordinator."""
-        return self.coordinator.sign_request(self.cards[node_id], message_type, body)
+    def sign(self, message_type: str, bodies: Mapping[int, bytes]) -> dict[int, str]:
+        """Sign messages of one type, by node, as the coordinator."""
+        signed = self.coordinator.sign_requests(
+            message_type, [(self.cards[node_id], body) for node_id, body in bodies.items()]
+        )
+        return dict(zip(bodies, signed, strict=True))
 
     def who_refused(self) -> str:
         """Every holder that refused or was refused in any round so far, with the clauses."""
@@ -323,15 +347,7 @@ class Governor:
     def _cohort(
         self, candidates: Sequence[str], action: Action, round_number: int, *, final: bool
     ) -> tuple[tuple[str, ...], dict[str, Decision]]:
-        facts: dict[str, RoundRequest] = {}
-
-        def permits(holder: str, members: frozenset[str]) -> Decision:
-            decision, facts[holder] = self.coordinator.decide(
-                self.views[holder], plan=self.plan, action=action, cohort_size=len(members)
-            )
-            return decision
-
-        found = largest_cohort(candidates, permits)
+        found, facts = self._permitting(candidates, action)
         refusals = dict(found.refusals)
         members = found.members
         if action is Action.TRAIN and len(members) < self.plan.terms.cohort.min_holders:
@@ -360,15 +376,26 @@ class Governor:
                 )
         return members, {**refusals, **(self.absent if asked_for else {})}
 
-    def _still_permitted(self, accepted: dict[str, tuple[Message, UseReply]]) -> dict[str, tuple[Message, UseReply]]:
-        """Leave out who would not have taken part in the smaller cohort that is left after refusals and defects."""
+    def _permitting(self, candidates: Sequence[str], action: Action) -> tuple[Cohort, Mapping[str, RoundRequest]]:
+        """The largest cohort among candidates; where all of a cohort just found are asked again, that very answer."""
+        key = (action, frozenset(candidates))
+        if self._found is not None and self._found[0] == key:
+            return self._found[1:]
+        facts: dict[str, RoundRequest] = {}
 
         def permits(holder: str, members: frozenset[str]) -> Decision:
-            return self.coordinator.decide(
-                self.views[holder], plan=self.plan, action=Action.TRAIN, cohort_size=len(members)
-            )[0]
+            decision, facts[holder] = self.coordinator.decide(
+                self.views[holder], plan=self.plan, action=action, cohort_size=len(members)
+            )
+            return decision
 
-        found = largest_cohort(list(accepted), permits)
+        found = largest_cohort(candidates, permits)
+        self._found = ((action, frozenset(found.members)), replace(found, refusals={}), facts)
+        return found, facts
+
+    def _still_permitted(self, accepted: dict[str, tuple[Message, UseReply]]) -> dict[str, tuple[Message, UseReply]]:
+        """Leave out who would not have taken part in the smaller cohort that is left after refusals and defects."""
+        found, _ = self._permitting(list(accepted), Action.TRAIN)
         for holder, denial in found.refusals.items():
             words = "; ".join(one.meaning for one in denial.failed)
             self._reject(self.cards[self._nodes[holder]], Defect(",".join(denial.clauses), words))

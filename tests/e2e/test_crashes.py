@@ -38,6 +38,7 @@ _NODE = "ringfence_client.node:HolderNode"
 _ENFORCEMENT = "ringfence_client.enforcement"
 _LEDGER = "ringfence_policy.ledger:PrivacyLedger"
 _CHECKPOINTS = "ringfence_server.checkpoint:Checkpoints"
+_OUTBOX = "ringfence_client.outbox:Outbox.keep"
 _CONDUCTOR = "ringfence_server.conduct:_Conductor"
 
 # A call number counts over all holders: with two of them, calls 1 and 2 are the first round's, 3 and 4 the second's.
@@ -55,11 +56,10 @@ MATRIX = {
     "during training, round 1": Fault("ringfence_client.opacus_trainer:_train", 2),
     "during training, round 2": Fault("ringfence_client.noise:RehearsalNoise.normal", HOLDERS + 2),
     "after training, round 1": Fault("ringfence_client.opacus_trainer:_train", HOLDERS, "after"),
-    "before the outbox write, round 1": Fault(f"{_ENFORCEMENT}:store_reply", 2),
-    "before the outbox write, round 2": Fault(f"{_ENFORCEMENT}:store_reply", 4),
-    "in the outbox write, between its files": Fault("ringfence_client.outbox:write_durably", 7, "after"),
-    "after the outbox write, before sending, round 1": Fault(f"{_ENFORCEMENT}:store_reply", 2, "after"),
-    "after the outbox write, before sending, round 2": Fault(f"{_ENFORCEMENT}:store_reply", 4, "after"),
+    "before the outbox write, round 1": Fault(_OUTBOX, 2),
+    "before the outbox write, round 2": Fault(_OUTBOX, 4),
+    "after the outbox write, before sending, round 1": Fault(_OUTBOX, 2, "after"),
+    "after the outbox write, before sending, round 2": Fault(_OUTBOX, 4, "after"),
     "sending marked, before its commit": Fault(f"{_LEDGER}.mark_sending", 4, "after"),
     "sending recorded, before its commit": Fault(f"{_ENFORCEMENT}:_mark_sent", 2, "after"),
     "after sending, before the reply, round 1": Fault("ringfence_client.clientapp:finish", 2, "after"),
@@ -78,7 +78,7 @@ MATRIX = {
     "after training ended, before the average": Fault(f"{_CHECKPOINTS}.save_trained", 1, "after"),
     "average recorded, before the final evaluation": Fault(f"{_CONDUCTOR}._evaluate", 1),
     "final evaluation reserved": Fault(f"{_ENFORCEMENT}:_reserve", ROUNDS * HOLDERS + 1, "after"),
-    "final evaluation in the outbox": Fault(f"{_ENFORCEMENT}:store_reply", ROUNDS * HOLDERS + 1, "after"),
+    "final evaluation in the outbox": Fault(_OUTBOX, ROUNDS * HOLDERS + 1, "after"),
     "final evaluation answered": Fault(f"{_CHECKPOINTS}.save_measured", 1),
     "final evaluation kept": Fault(f"{_CHECKPOINTS}.save_measured", 1, "after"),
     "during release": Fault(f"{_NODE}.judge_release", 2),

@@ -6,6 +6,7 @@ tampered with. Each test looks into the holder's evidence as well, for a refusal
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -369,7 +370,8 @@ def test_a_holder_that_lost_what_it_remembers_uses_nothing(tiny_run):
     run = tiny_run()
     run.propose()
     run.restart_nodes()
-    (run.home("elm").state / "trust.json").unlink()
+    with closing(sqlite3.connect(run.home("elm").database)) as connection:
+        connection.executescript("DROP TRIGGER trust_no_delete; DELETE FROM trust;")
     reply = run.say("elm", "query.offer", offer_of(run))
     assert clauses_of(reply) == ("trust-refused",)
 

@@ -26,4 +26,4 @@ def assert_nothing_left(run, holder):
     assert run.log_of(holder, "sent") == []
     assert run.log_of(holder, "evaluated") == []
     assert run.spent(holder) == 0
-    assert list(run.home(holder).outbox(run.file.run_id).glob("*")) == []
+    assert run.node(holder).outbox.waiting(run.file.run_id) == []

@@ -169,7 +169,7 @@ class TinyRun:
     def say(self, holder: str, kind: str, body: Body, *, arrays: Mapping[str, np.ndarray] | None = None) -> Message:
         """Send one holder one message and give its reply."""
         data = body.to_bytes()
-        signature = self.governor.sign(self.node_ids[holder], kind, data)
+        signature = self.governor.sign(kind, {self.node_ids[holder]: data})[self.node_ids[holder]]
         content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: signature})})
         if arrays is not None:
             content[ARRAYS_RECORD] = to_record(arrays)
