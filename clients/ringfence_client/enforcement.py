@@ -157,7 +157,7 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
         arrays=model.arrays,
         mechanism=mechanism,
         hold_id=hold_id if stored is None else stored.hold_id,
-        cost=node.cost(papers.policy, mechanism) if stored is None else stored.cost,
+        cost=node.cost(terms, papers.policy, mechanism) if stored is None else stored.cost,
         cohort_size=node.count_cohort(terms, request.cohort, training_round=request.round_number if training else None),
         stored=stored,
     )

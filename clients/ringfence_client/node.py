@@ -304,7 +304,7 @@ class HolderNode:
             action=action,
             now_ms=self.clock(),
             cohort_size=cohort_size,
-            cost=cost if cost is not None else self.cost(policy, mechanism),
+            cost=cost if cost is not None else self.cost(terms, policy, mechanism),
             evaluation=terms.settlement.evaluation_mode,
             records=self.data(terms.plan).records,
             revoked=papers.revocation is not None,
@@ -318,9 +318,11 @@ class HolderNode:
             gate = self._gates[policy.digest] = PolicyGate(policy)
         return gate
 
-    def cost(self, policy: UsagePolicy, mechanism: DpMechanism | None) -> Cost:
-        """What one more use would cost under the policy, from the ledger."""
-        quote = self.ledger.quote(dataset_id=policy.dataset_id, policy_id=policy.policy_id, mechanism=mechanism)
+    def cost(self, terms: RunTerms, policy: UsagePolicy, mechanism: DpMechanism | None) -> Cost:
+        """What one more use by the run would cost under the policy, from the ledger."""
+        quote = self.ledger.quote(
+            dataset_id=policy.dataset_id, policy_id=policy.policy_id, mechanism=mechanism, run_id=terms.run_id
+        )
         return Cost(
             rounds_used=quote.rounds_used,
             epsilon_after_micro=quote.policy_epsilon_after_micro,
@@ -455,7 +457,10 @@ class HolderNode:
     def _introduction(self, terms: RunTerms, papers: Papers, *, known_size: int) -> Introduction:
         policy, settlement = papers.policy, terms.settlement
         quote = self.ledger.quote(
-            dataset_id=policy.dataset_id, policy_id=policy.policy_id, mechanism=settlement.training
+            dataset_id=policy.dataset_id,
+            policy_id=policy.policy_id,
+            mechanism=settlement.training,
+            run_id=terms.run_id,
         )
         standing = Standing(
             mechanism=settlement.training.to_document(),
@@ -464,7 +469,9 @@ class HolderNode:
             rounds_left=self._rounds_left(terms, policy),
             epsilon_after_micro=quote.policy_epsilon_after_micro,
             epsilon_cost_micro=quote.policy_epsilon_cost_micro,
-            dataset_epsilon_micro=quote.dataset_epsilon_before_micro,
+            dataset_epsilon_micro=epsilon_micro(
+                self.ledger.history(policy.dataset_id), delta_pico=quote.dataset_delta_pico
+            ),
             dataset_epsilon_cap_micro=quote.dataset_epsilon_cap_micro,
             dataset_delta_pico=quote.dataset_delta_pico,
         )
@@ -486,6 +493,7 @@ class HolderNode:
             policy_id=policy.policy_id,
             mechanism=terms.settlement.training,
             at_most=terms.plan.terms.training.rounds,
+            run_id=terms.run_id,
         )
 
     def _known_peers(self) -> dict[str, PublicKey]:

@@ -9,7 +9,9 @@ budget and can never hide a use: from `sending` on, unknown means spent.
         └──────> released
 
 Meters: the dataset's epsilon and delta across all runs and policies, and each policy's epsilon, delta and rounds.
-Caps are rounded down and costs up, both to whole millionths. The same clock-free rules hold for one process and for
+Caps are rounded down and costs up, both to whole millionths. Where sampled mechanisms come from more than one run, the
+later run's may have been chosen after seeing the earlier one's outputs: epsilon is then held against the cap through a
+filter that allows for it (`accounting.gated_epsilon_micro`). The same clock-free rules hold for one process and for
 many: SQLite's write lock orders them.
 """
 
@@ -198,7 +200,7 @@ class PrivacyLedger(LedgerReader):
         content = (hold_id, run_id, round_number, attempt, dataset_id, policy_id, mechanism, Action(action))
         if not self._database.in_transaction and self.hold(hold_id) is None:
             # Work out (and remember) the numbers before taking the write lock, so that others wait for less.
-            self.quote(dataset_id=dataset_id, policy_id=policy_id, mechanism=mechanism)
+            self.quote(dataset_id=dataset_id, policy_id=policy_id, mechanism=mechanism, run_id=run_id)
         with self._database.transaction():
             known = self.hold(hold_id)
             if known is not None:
@@ -347,7 +349,7 @@ class PrivacyLedger(LedgerReader):
             budget, _ = self._policy_budget(meter.owner_id)
         with_it = self.history(dataset_id, policy_id=budget.policy_id)
         before = history_of((used, count - (used == mechanism)) for used, count in with_it)
-        spent = budget.cost(before)
+        spent = budget.cost(before, adaptive=self._several_runs(budget, reserved=True))
         return BudgetExhausted(
             "too little privacy budget is left",
             expected=f"epsilon within {meter.cap / MICRO:.6f} at delta {budget.delta_pico / PICO:g}, "

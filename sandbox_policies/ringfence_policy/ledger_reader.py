@@ -27,9 +27,11 @@ class Budget:
         """The policy whose uses count; none when all uses of the dataset do."""
         return self.owner_id if self.kind == "policy" else None
 
-    def cost(self, history: History) -> int:
-        """Epsilon of `history` at this budget's delta, in millionths, rounded up."""
-        return accounting.epsilon_micro(history, delta_pico=self.delta_pico)
+    def cost(self, history: History, *, adaptive: bool) -> int:
+        """What of `history` is held against the cap, in millionths, rounded up: see `gated_epsilon_micro`."""
+        return accounting.gated_epsilon_micro(
+            history, epsilon_cap_micro=self.epsilon_micro, delta_pico=self.delta_pico, adaptive=adaptive
+        )
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class LedgerReader:
         """Read from a database whose ledger tables exist."""
         self._database = database
         self._mechanisms: dict[str, DpMechanism] = {}
-        self._fit_plans: dict[tuple[Budget, DpMechanism, History], _FitPlan] = {}
+        self._fit_plans: dict[tuple[Budget, DpMechanism, History, bool], _FitPlan] = {}
 
     def history(self, dataset_id: str, *, policy_id: str | None = None, reserved: bool = True) -> History:
         """What was done to a dataset, all policies together or under one.
@@ -64,7 +66,13 @@ class LedgerReader:
         return history_of((self._mechanism(digest), count) for digest, count in counts)
 
     def quote(
-        self, *, dataset_id: str, policy_id: str, mechanism: DpMechanism | None, action: Action = Action.TRAIN
+        self,
+        *,
+        dataset_id: str,
+        policy_id: str,
+        mechanism: DpMechanism | None,
+        action: Action = Action.TRAIN,
+        run_id: str | None = None,
     ) -> Quote:
         """Say what one more use would cost and whether it fits. Changes nothing and promises nothing.
 
@@ -73,6 +81,7 @@ class LedgerReader:
             policy_id: The policy under which it would be used.
             mechanism: The use; none for one that adds no mechanism (an exact evaluation that the policy allows).
             action: `train` needs a round as well; `evaluate` does not.
+            run_id: The run that asks. Without it the use counts as one of a new run.
 
         Raises:
             LedgerFault: Dataset or policy is not registered.
@@ -80,8 +89,8 @@ class LedgerReader:
         """
         dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
         rounds = self._rounds(policy, reserved=True)
-        dataset_before, dataset_after = self._before_and_after(dataset, mechanism)
-        policy_before, policy_after = self._before_and_after(policy, mechanism)
+        dataset_before, dataset_after = self._before_and_after(dataset, mechanism, run_id=run_id)
+        policy_before, policy_after = self._before_and_after(policy, mechanism, run_id=run_id)
         exceeded = {
             "dataset/epsilon": dataset_after > dataset.epsilon_micro,
             "policy/epsilon": policy_after > policy.epsilon_micro,
@@ -102,7 +111,14 @@ class LedgerReader:
         )
 
     def rounds_that_fit(
-        self, *, dataset_id: str, policy_id: str, mechanism: DpMechanism, at_most: int, alongside: History = ()
+        self,
+        *,
+        dataset_id: str,
+        policy_id: str,
+        mechanism: DpMechanism,
+        at_most: int,
+        alongside: History = (),
+        run_id: str | None = None,
     ) -> int:
         """How many more rounds of `mechanism` all meters allow; from 0 to `at_most`.
 
@@ -115,12 +131,13 @@ class LedgerReader:
             mechanism: What each round does.
             at_most: The plan's rounds.
             alongside: What each round does besides, with counts per round (a private evaluation, say).
+            run_id: The run that asks. Without it the rounds count as those of a new run.
         """
         dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
         return min(
             max(0, max_rounds - self._rounds(policy, reserved=True)),
-            self._fit(dataset, mechanism, alongside, at_most=at_most),
-            self._fit(policy, mechanism, alongside, at_most=at_most),
+            self._fit(dataset, mechanism, alongside, at_most=at_most, run_id=run_id),
+            self._fit(policy, mechanism, alongside, at_most=at_most, run_id=run_id),
         )
 
     def hold(self, hold_id: str) -> Hold | None:
@@ -234,10 +251,14 @@ class LedgerReader:
         budget = Budget(kind="policy", owner_id=policy_id, dataset_id=name, epsilon_micro=cap, delta_pico=delta)
         return budget, rounds
 
-    def _before_and_after(self, budget: Budget, mechanism: DpMechanism | None) -> tuple[int, int]:
+    def _before_and_after(
+        self, budget: Budget, mechanism: DpMechanism | None, *, run_id: str | None
+    ) -> tuple[int, int]:
+        adaptive = self._is_adaptive(budget, run_id=run_id)
         before = self.history(budget.dataset_id, policy_id=budget.policy_id)
         after = before if mechanism is None else history_of([*before, (mechanism, 1)])
-        return budget.cost(before), max(budget.cost(before), budget.cost(after))
+        spent = budget.cost(before, adaptive=adaptive)
+        return spent, max(spent, budget.cost(after, adaptive=adaptive))
 
     def _dataset_meters(self, dataset_id: str) -> list[Meter]:
         return self._privacy_meters(self._dataset_budget(dataset_id))
@@ -258,7 +279,8 @@ class LedgerReader:
     def _privacy_meters(self, budget: Budget) -> list[Meter]:
         spent = self.history(budget.dataset_id, policy_id=budget.policy_id, reserved=False)
         everything = self.history(budget.dataset_id, policy_id=budget.policy_id)
-        committed = budget.cost(spent)
+        committed = budget.cost(spent, adaptive=self._several_runs(budget, reserved=False))
+        used = budget.cost(everything, adaptive=self._several_runs(budget, reserved=True))
         epsilon = Meter(
             owner_kind=budget.kind,
             owner_id=budget.owner_id,
@@ -266,7 +288,7 @@ class LedgerReader:
             cap=budget.epsilon_micro,
             committed=committed,
             # Transforms may round a longer history a hair below a shorter one; what is reserved is never negative.
-            reserved=max(0, budget.cost(everything) - committed),
+            reserved=max(0, used - committed),
         )
         # Delta is the failure probability at which epsilon is read: the first use takes all of it, later ones no more.
         taken = budget.delta_pico if spent else 0
@@ -288,9 +310,44 @@ class LedgerReader:
         )
         return int(count)
 
-    def _fit(self, budget: Budget, mechanism: DpMechanism, alongside: History, *, at_most: int) -> int:
+    def _is_adaptive(self, budget: Budget, *, run_id: str | None, reserved: bool = True) -> bool:
+        """Whether a use by `run_id` may have been chosen after seeing what another run released under this budget.
+
+        A run fixes its mechanisms before it uses data, so it needs another run. None stands for a run that nothing in
+        the ledger is of: every run there is another one.
+        """
+        if run_id is None:
+            return self._any_run(budget, reserved=reserved) is not None
+        # Two ranges of the index over runs: the holds of this run, however many, are not looked at.
+        runs = self._database.rows(
+            "SELECT EXISTS (SELECT 1 FROM hold INDEXED BY hold_of_run WHERE run_id < ?4 AND dataset_id = ?1 "
+            "AND (?2 IS NULL OR policy_id = ?2) AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))"
+            ") OR EXISTS (SELECT 1 FROM hold INDEXED BY hold_of_run WHERE run_id > ?4 AND dataset_id = ?1 "
+            "AND (?2 IS NULL OR policy_id = ?2) AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))"
+            ")",
+            (budget.dataset_id, budget.policy_id, reserved, run_id),
+        )
+        return bool(runs[0][0])
+
+    def _several_runs(self, budget: Budget, *, reserved: bool) -> bool:
+        """Whether what counts against a budget comes from more than one run."""
+        one = self._any_run(budget, reserved=reserved)
+        return one is not None and self._is_adaptive(budget, run_id=one, reserved=reserved)
+
+    def _any_run(self, budget: Budget, *, reserved: bool) -> str | None:
+        found = self._database.rows(
+            "SELECT run_id FROM hold WHERE dataset_id = ?1 AND (?2 IS NULL OR policy_id = ?2) "
+            "AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved')) LIMIT 1",
+            (budget.dataset_id, budget.policy_id, reserved),
+        )
+        return str(found[0][0]) if found else None
+
+    def _fit(
+        self, budget: Budget, mechanism: DpMechanism, alongside: History, *, at_most: int, run_id: str | None
+    ) -> int:
         history = self.history(budget.dataset_id, policy_id=budget.policy_id)
-        key = (budget, mechanism, alongside)
+        adaptive = self._is_adaptive(budget, run_id=run_id)
+        key = (budget, mechanism, alongside, adaptive)
         plan = self._fit_plans.get(key)
         since = None if plan is None else _rounds_since(plan.history, history, mechanism, alongside)
         if plan is not None and since is not None:
@@ -304,6 +361,7 @@ class LedgerReader:
             delta_pico=budget.delta_pico,
             at_most=at_most,
             alongside=alongside,
+            adaptive=adaptive,
         )
         self._fit_plans[key] = _FitPlan(history, rounds, at_most)
         return rounds

@@ -5,6 +5,7 @@ the accountant composes, and of the bytes the ledger and the evidence keep. Ever
 so that it survives canonical JSON (integers only) and two readers mean the same mechanism.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,7 +228,12 @@ def history_from_document(document: Sequence[Any]) -> History:
 
 
 def _order(entry: tuple[DpMechanism, int]) -> bytes:
-    return canonical.encode(entry[0].to_document())
+    return _canonical(entry[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _canonical(mechanism: DpMechanism) -> bytes:
+    return canonical.encode(mechanism.to_document())
 
 
 def _check(name: str, value: float, *, smallest: int, largest: int) -> None:

@@ -71,8 +71,8 @@ def settle(
         plan: What is to be run.
         policy: The holder's policy.
         dataset: Its dataset's own budget.
-        policy_history: What was spent under the policy.
-        dataset_history: What was spent on the dataset, under any policy.
+        policy_history: What was spent under the policy, by runs before this one.
+        dataset_history: What was spent on the dataset, under any policy, by runs before this one.
     """
     mode = min(plan.evaluation.mode, policy.evaluation, key=rank)
     evaluation = None
@@ -103,6 +103,8 @@ def settle(
                 uses=max(1, min(plan.training.rounds, policy.max_rounds - rounds_used)),
                 epsilon_micro=epsilon_micro,
                 delta_pico=delta_pico,
+                # What was spent is another run's: this one may have been planned after seeing what that released.
+                adaptive=bool(history),
             )
         except BudgetExhausted:
             return Settlement(training=loudest, evaluation=evaluation, evaluation_mode=mode)

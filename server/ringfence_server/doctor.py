@@ -15,7 +15,7 @@ from rich.table import Table
 from ringfence_policy.errors import Fault, RingfenceError
 from ringfence_server.run_file import reach
 
-_NEEDED = ("flwr", "torch", "opacus", "cedarpy", "joserfc", "dp-accounting")
+_NEEDED = ("flwr", "torch", "opacus", "cedarpy", "joserfc", "numpy")
 NOISE_SOURCE = "ringfence_client.noise:SecureNoise"
 NOISE_CHECK = "ringfence_client.noise:check_noise"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ringfence_policy.accounting import epsilon_micro
+from ringfence_policy.accounting import gated_epsilon_micro
 from ringfence_policy.database import Database
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
@@ -61,7 +61,12 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str) -> PreviewCase:
 
     def spent_after(rounds: int) -> int:
         history = history_of([*by_policy, (settlement.training, rounds)])
-        return epsilon_micro(history, delta_pico=policy.delta_pico)
+        return gated_epsilon_micro(
+            history,
+            epsilon_cap_micro=policy.epsilon_micro,
+            delta_pico=policy.delta_pico,
+            adaptive=bool(by_policy),
+        )
 
     def request(action: Action, cohort_size: int, cost: Cost, evaluation: Evaluation = Evaluation.NONE) -> RoundRequest:
         return use_request(

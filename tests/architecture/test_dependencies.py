@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 # What an import name is called in pyproject.toml, where that differs; and what comes inside another distribution.
-DISTRIBUTIONS = {"dp_accounting": "dp-accounting", "pydantic_core": "pydantic", "markupsafe": "jinja2"}
+DISTRIBUTIONS = {"pydantic_core": "pydantic", "markupsafe": "jinja2"}
 EXTRA_OF = {"ringfence_policy": None, "ringfence_client": "client", "ringfence_server": "server"}
 
 

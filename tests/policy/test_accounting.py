@@ -203,7 +203,6 @@ def test_replacing_one_record_moves_two_cells_of_a_histogram_at_right_angles():
         (((gaussian(0.0, rate=0.1), 1),), 1e-5),
         (((gaussian(1.0), 1), (gaussian(1.0, unit=Unit.SUBJECT), 1)), 1e-5),
         (((gaussian(1.0), 1), (gaussian(1.0, relation=Relation.REPLACE_ONE), 1)), 1e-5),
-        (((gaussian(1.0, rate=0.1, relation=Relation.REPLACE_ONE), 1),), 1e-5),
         (((gaussian(1.0), 1),), 0.0),
         (((gaussian(1.0), 1),), 1.0),
         (((gaussian(1.0), 1),), math.nan),
@@ -238,9 +237,9 @@ def test_rounds_that_fit_are_computed_once_per_plan():
     mechanism = gaussian(2.0, rate=0.125, steps=7)
     plan = {"epsilon_micro": 2 * 10**6, "delta_pico": 10**7, "at_most": 200}
     first = accounting.rounds_that_fit((), mechanism, **plan)
-    composed = accounting._composed.cache_info().misses
+    computed = accounting.rounds_that_fit.cache_info().misses
     assert all(accounting.rounds_that_fit((), mechanism, **plan) == first for _ in range(100))
-    assert accounting._composed.cache_info().misses == composed
+    assert accounting.rounds_that_fit.cache_info().misses == computed
     assert 0 < first < 200
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ringfence_policy import accounting
+from ringfence_policy import accounting, composition
 from ringfence_policy.database import Database
 from ringfence_policy.errors import BudgetExhausted, LedgerFault, TrustRefused, Unaccountable
 from ringfence_policy.ledger import HoldState, PrivacyLedger
@@ -469,13 +469,83 @@ def test_another_runs_use_between_rounds_is_noticed(ledger):
 
 def test_a_round_of_an_unchanged_plan_builds_no_distribution_and_composes_at_most_once(ledger):
     mechanism = training(3.0, sampling_rate=0.0625, steps=10)
-    plan = {"dataset_id": "patients", "policy_id": "research", "mechanism": mechanism}
+    plan = {"dataset_id": "patients", "policy_id": "research", "mechanism": mechanism, "run_id": "run"}
     assert ledger.rounds_that_fit(**plan, at_most=6) == 6
     reserve(ledger, "warm", mechanism=mechanism)
     for number in range(1, 6):
-        built, composed = (cache.cache_info().misses for cache in (accounting._one_step, accounting._composed))
+        built = composition._losses.cache_info().misses
+        composed = accounting._epsilon.cache_info().misses
         assert ledger.rounds_that_fit(**plan, at_most=6 - number) == 6 - number
         spend(ledger, f"run/{number}/1", mechanism=mechanism)
         ledger.meters()
-        assert accounting._one_step.cache_info().misses == built
-        assert accounting._composed.cache_info().misses <= composed + 1
+        assert composition._losses.cache_info().misses == built
+        assert accounting._epsilon.cache_info().misses <= composed + 1
+
+
+# -------------------- a run that may have been planned after seeing another's outputs
+
+SAMPLED = {"sampling_rate": 0.1, "steps": 10}
+
+
+def filtered(*uses, cap=EPSILON):
+    history = history_of(uses)
+    found = accounting.gated_epsilon_micro(history, epsilon_cap_micro=cap, delta_pico=DELTA, adaptive=True)
+    assert found > accounting.epsilon_micro(history, delta_pico=DELTA)
+    return found
+
+
+def test_one_sampled_run_is_held_against_the_cap_by_its_own_composition(ledger):
+    mechanism = training(3.0, **SAMPLED)
+    used, _ = fill(ledger, mechanism=mechanism)
+    assert cost((mechanism, used)) <= EPSILON < cost((mechanism, used + 1))
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((mechanism, used))
+
+
+def test_a_second_sampled_run_is_held_against_the_cap_by_the_filter_of_everything(ledger):
+    first, second = training(3.0, **SAMPLED), training(4.0, **SAMPLED)
+    spend(ledger, "first/1", run_id="first", mechanism=first)
+    used, refusal = fill(ledger, "second", run_id="second", mechanism=second)
+    assert filtered((first, 1), (second, used)) <= EPSILON < filtered((first, 1), (second, used + 1))
+    assert cost((first, 1), (second, used + 1)) < EPSILON  # by itself, composition would have let it through
+    assert "too little privacy budget" in str(refusal)
+
+
+def test_crossing_to_a_second_run_never_passes_the_cap_and_giving_it_up_goes_back(ledger):
+    mechanism = training(3.0, **SAMPLED)
+    used, _ = fill(ledger, "first", run_id="first", mechanism=mechanism)
+    alone = meter(ledger, "dataset/patients/epsilon")
+    with pytest.raises(BudgetExhausted):
+        reserve(ledger, "second/1", run_id="second", mechanism=training(500.0, **SAMPLED))
+    assert meter(ledger, "dataset/patients/epsilon") == alone
+    assert not ledger.quote(
+        dataset_id="patients", policy_id="research", mechanism=training(500.0), run_id="second"
+    ).fits
+    assert used > 0
+
+
+def test_a_released_second_run_leaves_the_first_to_its_own_composition(ledger):
+    mechanism = training(3.0, **SAMPLED)
+    spend(ledger, "first/1", run_id="first", mechanism=mechanism)
+    alone = meter(ledger, "dataset/patients/epsilon")
+    reserve(ledger, "second/1", run_id="second", mechanism=mechanism)
+    both = meter(ledger, "dataset/patients/epsilon")
+    assert (both.committed, both.committed + both.reserved) == (alone.committed, filtered((mechanism, 2)))
+    ledger.release("second/1", "changed our minds")
+    assert meter(ledger, "dataset/patients/epsilon") == alone
+
+
+def test_a_quote_counts_the_run_that_asks_before_it_has_reserved_anything(ledger):
+    mechanism = training(3.0, **SAMPLED)
+    spend(ledger, "first/1", run_id="first", mechanism=mechanism)
+    ask = {"dataset_id": "patients", "policy_id": "research", "mechanism": mechanism}
+    assert ledger.quote(**ask, run_id="first").dataset_epsilon_after_micro == cost((mechanism, 2))
+    for other in ("second", None):
+        assert ledger.quote(**ask, run_id=other).dataset_epsilon_after_micro == filtered((mechanism, 2))
+    fits = {run: ledger.rounds_that_fit(**ask, at_most=1000, run_id=run) for run in ("first", "second")}
+    assert fits["second"] < fits["first"]
+
+
+def test_runs_without_sampling_need_no_filter_whoever_planned_them(ledger):
+    spend(ledger, "first/1", run_id="first")
+    spend(ledger, "second/1", run_id="second")
+    assert meter(ledger, "dataset/patients/epsilon").committed == cost((training(), 2))

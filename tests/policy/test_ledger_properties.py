@@ -20,19 +20,21 @@ OPEN = {"reserved", "sending", "committed"}
 SPENT = {"sending", "committed"}
 
 
-def mechanism(noise, kind="dp-sgd"):
+def mechanism(noise, kind="dp-sgd", rate=1.0):
     return DpMechanism(
         kind=kind,
         clipping_norm=1.0,
         noise_multiplier=noise,
-        sampling_rate=1.0,
+        sampling_rate=rate,
         steps=1,
         unit=Unit.RECORD,
         relation=Relation.ADD_OR_REMOVE,
     )
 
 
-MECHANISMS = st.sampled_from([mechanism(5.0), mechanism(9.0), mechanism(30.0), mechanism(20.0, "score-histogram")])
+MECHANISMS = st.sampled_from(
+    [mechanism(5.0), mechanism(9.0), mechanism(30.0), mechanism(20.0, "score-histogram"), mechanism(2.0, rate=0.5)]
+)
 
 
 class LedgerAgainstModel(RuleBasedStateMachine):
@@ -80,13 +82,16 @@ class LedgerAgainstModel(RuleBasedStateMachine):
             self.database.close()
             self.folder.cleanup()
 
-    def epsilon(self, owner, states, extra=()):
-        used = [
-            (use["mechanism"], 1)
-            for use in self.uses.values()
-            if use["state"] in states and owner in {"patients", use["policy"]}
-        ]
-        return accounting.epsilon_micro(history_of([*used, *extra]), delta_pico=DELTAS[owner])
+    def epsilon(self, owner, states, extra=None, run=None):
+        counted = [use for use in self.uses.values() if use["state"] in states and owner in {"patients", use["policy"]}]
+        used = [(use["mechanism"], 1) for use in counted]
+        runs = {use["run"] for use in counted} | ({run} if extra else set())
+        return accounting.gated_epsilon_micro(
+            history_of([*used, (extra, 1)] if extra else used),
+            epsilon_cap_micro=self.caps[owner],
+            delta_pico=DELTAS[owner],
+            adaptive=len(runs) > 1,
+        )
 
     def rounds(self, policy, states):
         return sum(
@@ -103,10 +108,10 @@ class LedgerAgainstModel(RuleBasedStateMachine):
     )
     def reserve(self, what, policy, action, run):
         hold_id = f"{run}/{len(self.uses)}"
-        allowed = all(
-            self.epsilon(owner, OPEN, [(what, 1)]) <= self.caps[owner] for owner in ("patients", policy)
-        ) and (action is Action.EVALUATE or self.rounds(policy, OPEN) < self.max_rounds[policy])
-        quote = self.ledger.quote(dataset_id="patients", policy_id=policy, mechanism=what, action=action)
+        allowed = all(self.epsilon(owner, OPEN, what, run) <= self.caps[owner] for owner in ("patients", policy)) and (
+            action is Action.EVALUATE or self.rounds(policy, OPEN) < self.max_rounds[policy]
+        )
+        quote = self.ledger.quote(dataset_id="patients", policy_id=policy, mechanism=what, action=action, run_id=run)
         assert quote.fits == allowed
         use = {
             "run_id": run,
