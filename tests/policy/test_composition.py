@@ -56,9 +56,10 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("rate", [0.001, 0.05, 0.6])
 @pytest.mark.parametrize("noise", [0.7, 1.2, 6.0])
-@pytest.mark.parametrize("steps", [1, 1500])
+@pytest.mark.parametrize("steps", [1, 500])
 def test_over_a_grid_epsilon_is_dp_accountings_or_a_little_above(rate, noise, steps):
-    assert_close(ours([(noise, rate, steps)]), oracle([(noise, rate, steps)], grid=5e-4))
+    grid = 1e-4 if rate < 0.05 else 5e-4  # as coarse as the oracle can be without being off by more than stated
+    assert_close(ours([(noise, rate, steps)]), oracle([(noise, rate, steps)], grid=grid))
 
 
 @settings(max_examples=8, deadline=None)
