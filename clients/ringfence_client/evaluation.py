@@ -14,7 +14,7 @@ import torch
 
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module, write_arrays
-from ringfence_client.noise import NoiseSource
+from ringfence_client.noise import NoiseSource, snapped
 from ringfence_policy.errors import Unaccountable
 from ringfence_policy.mechanism import DpMechanism
 
@@ -120,7 +120,7 @@ def noised_counts(counts: Float64Array, *, mechanism: DpMechanism, noise: NoiseS
         noise: The holder's source of noise.
 
     Returns:
-        float64 of the counts' shape, some perhaps negative. Private as the mechanism says.
+        float64 of the counts' shape, some perhaps negative, snapped to a public grid. Private as the mechanism says.
 
     Raises:
         Unaccountable: The mechanism is of another kind or adds no noise.
@@ -131,5 +131,7 @@ def noised_counts(counts: Float64Array, *, mechanism: DpMechanism, noise: NoiseS
             expected="a score-histogram with a noise multiplier above 0",
             got=f"{mechanism.kind}, noise multiplier {mechanism.noise_multiplier:g}",
         )
-    noised: Float64Array = counts + noise.normal(counts.shape, stddev=mechanism.noise_stddev).numpy()
-    return noised
+    stddev = mechanism.noise_stddev
+    noised = torch.from_numpy(counts) + noise.normal(counts.shape, stddev=stddev)
+    released: Float64Array = snapped(noised, stddev=stddev).numpy()
+    return released

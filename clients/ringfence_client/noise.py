@@ -1,13 +1,15 @@
 """Random numbers for privacy: one generator nobody can predict, and a seeded one for rehearsals that are NOT PRIVATE.
 
-Both turn an AES-256 counter-mode keystream into uniforms and normals by the same code, so that what a rehearsal runs is
+Both turn AES-256 counter-mode keystreams into uniforms and normals by the same code, so that what a rehearsal runs is
 what a private run runs, with one difference: where the key is from. Opacus' own `secure_mode` needs a package that has
-no release for current torch, hence this module.
+no release for current torch, hence this module. Why it is built so, with figures: docs/decisions/0016.
 """
 
 import hashlib
+import hmac
 import math
 import os
+import threading
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
@@ -20,12 +22,15 @@ from ringfence_policy.errors import Fault
 
 NoiseKind = Literal["csprng", "seeded"]
 Float64Array = npt.NDArray[np.float64]
+_Purpose = Literal["sampling", "noise"]
 
-# Four normals summed and halved: an output's low bits then no longer betray which draw made it. Holohan & Braghin 2021,
-# Secure Random Sampling in Differential Privacy, arXiv:2107.10138, section 5.1 with n = 2.
-_SUMMANDS: Final = 4
 _WORD_BYTES: Final = 8
 _SIGNIFICAND_BITS: Final = 53
+# Normals are made this many pairs at a time: few calls of torch for each, in scratch that stays in a core's cache.
+_PAIRS_AT_ONCE: Final = 1 << 15
+_ZEROS: Final = memoryview(bytes(2 * _PAIRS_AT_ONCE * _WORD_BYTES))
+# A released value is a multiple of about its standard deviation by 2**16; see `snapped`.
+_GRID_BITS: Final = 16
 # A check refuses noise whose spread is this many standard errors off: about 1 in 500 million for sound noise.
 _CHECK_STANDARD_ERRORS: Final = 6.0
 _CHECK_SAMPLES: Final = 20_000
@@ -38,7 +43,12 @@ class NoiseFault(Fault):
 
 
 class NoiseSource(Protocol):
-    """Where sampling and noise of a private training take their randomness from."""
+    """Where sampling and noise of a private training take their randomness from.
+
+    Sampling and noise are two independent streams: in which order a trainer asks for the one and the other changes
+    neither. Within a stream only the order counts, so that trainers may draw as many steps at once as they like and
+    still give the same weights.
+    """
 
     @property
     def kind(self) -> NoiseKind:
@@ -48,25 +58,45 @@ class NoiseSource(Protocol):
     def normal(self, shape: Sequence[int], *, stddev: float) -> torch.Tensor:
         """Draw Gaussian noise.
 
+        `normal((k, n), stddev=s)` equals the stack of k successive `normal((n,), stddev=s)`, to the last bit.
+
         Args:
             shape: Shape of the result.
             stddev: Standard deviation, in the unit of what the noise is added to; > 0.
 
         Returns:
-            Fresh float64 tensor of `shape` on the CPU, secret. Add it in float64 and round the sum afterwards.
+            Fresh float64 tensor of `shape` on the CPU, secret. Add it in float64, and release nothing but `snapped`
+            of the sum.
         """
         ...
 
     def uniform(self, size: int) -> Float64Array:
-        """Draw `size` float64 numbers between 0 and 1, both excluded; secret."""
+        """Draw `size` float64 numbers between 0 and 1, both excluded; secret.
+
+        `uniform(a)` followed by `uniform(b)` equals `uniform(a + b)` cut in two.
+        """
         ...
 
 
+class _Scratch(threading.local):
+    """Room for one thread's work on normals. What is left in it is as secret as the noise, and never leaves."""
+
+    def __init__(self) -> None:
+        self.words = np.empty((_PAIRS_AT_ONCE, 2), dtype=np.int64)
+        self.radius, self.angle, self.cosine = torch.empty(3, _PAIRS_AT_ONCE, dtype=torch.float64)
+
+
+_scratch = _Scratch()
+
+
 class _KeystreamNoise:
-    """Uniforms and normals out of an AES-256 counter-mode keystream."""
+    """Uniforms and normals out of two AES-256 counter-mode keystreams, both from one 256-bit key."""
 
     def __init__(self, key: bytes) -> None:
-        self._cipher = _keystream(key)
+        self._ciphers: dict[_Purpose, CipherContext] = {
+            "sampling": _keystream(key, "sampling"),
+            "noise": _keystream(key, "noise"),
+        }
 
     def normal(self, shape: Sequence[int], *, stddev: float) -> torch.Tensor:
         """Draw Gaussian noise: see `NoiseSource.normal`.
@@ -76,29 +106,49 @@ class _KeystreamNoise:
         """
         if not (math.isfinite(stddev) and stddev > 0):
             raise ValueError("the noise's standard deviation is a finite number above zero")
-        count = math.prod(shape)
-        summed = self._standard_normals(count * _SUMMANDS).reshape(_SUMMANDS, count).sum(axis=0)
-        return torch.from_numpy(summed * (stddev / math.sqrt(_SUMMANDS))).reshape(tuple(shape))
+        length = shape[-1] if shape else 1
+        rows = math.prod(shape) // length if length else 0
+        # Normals come in pairs: every row takes whole ones, or rows drawn together would differ from rows drawn apart.
+        drawn = torch.empty(rows, length + length % 2, dtype=torch.float64)
+        for pairs in torch.split(drawn.view(-1, 2), _PAIRS_AT_ONCE):
+            self._fill_with_normals(pairs, stddev=stddev)
+        return drawn[:, :length].reshape(tuple(shape))
 
     def uniform(self, size: int) -> Float64Array:
         """Draw uniforms: see `NoiseSource.uniform`."""
-        words = np.frombuffer(self._bytes(size * _WORD_BYTES), dtype="<u8")
-        # The middle of each of 2**52 cells: never 0, so its logarithm is finite, and never 1.
-        cells = (words >> np.uint64(_WORD_BYTES * 8 - (_SIGNIFICAND_BITS - 1))).astype(np.float64)
-        uniforms: Float64Array = (cells + 0.5) * 2.0 ** -(_SIGNIFICAND_BITS - 1)
+        words = np.empty(size, dtype=np.int64)
+        self._fill_with_keystream(words, "sampling")
+        # The middle of each of 2**52 cells: never 0 and never 1.
+        cells = words.view(np.uint64)
+        cells >>= np.uint64(_WORD_BYTES * 8 - (_SIGNIFICAND_BITS - 1))
+        uniforms: Float64Array = cells.astype(np.float64)
+        uniforms += 0.5
+        uniforms *= 2.0 ** -(_SIGNIFICAND_BITS - 1)
         return uniforms
 
-    def _bytes(self, length: int) -> bytes:
-        return self._cipher.update(bytes(length))
+    def _fill_with_normals(self, pairs: torch.Tensor, *, stddev: float) -> None:
+        """Box & Muller 1958, A Note on the Generation of Random Normal Deviates, in float64.
 
-    def _standard_normals(self, count: int) -> Float64Array:
-        """Box & Muller 1958, A Note on the Generation of Random Normal Deviates, in float64."""
-        pairs = (count + 1) // 2
-        uniforms = self.uniform(2 * pairs)
-        radius = np.sqrt(-2.0 * np.log(uniforms[:pairs]))
-        angle = 2.0 * np.pi * uniforms[pairs:]
-        normals: Float64Array = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-        return normals[:count]
+        A pair is made from two words: |first| + 1/2, by 2**63, is a uniform whose cells stay 2**-63 wide down to its
+        least, 2**-64, which is a radius of 9.4 standard deviations; the second is an angle between -pi and pi.
+        """
+        count = len(pairs)
+        words = _scratch.words[:count]
+        radius, angle, cosine = _scratch.radius[:count], _scratch.angle[:count], _scratch.cosine[:count]
+        self._fill_with_keystream(words, "noise")
+        of_radius, of_angle = torch.from_numpy(words).unbind(dim=1)
+        radius.copy_(of_radius).abs_().add_(0.5).mul_(2.0**-63)
+        radius.log_().mul_(-2.0).sqrt_().mul_(stddev)
+        angle.copy_(of_angle).mul_(math.pi * 2.0**-63)
+        torch.cos(angle, out=cosine)
+        torch.mul(radius, cosine, out=pairs[:, 0])
+        torch.mul(radius, angle.sin_(), out=pairs[:, 1])
+
+    def _fill_with_keystream(self, words: npt.NDArray[np.int64], purpose: _Purpose) -> None:
+        cipher, room = self._ciphers[purpose], words.reshape(-1).view(np.uint8).data
+        for start in range(0, len(room), len(_ZEROS)):
+            part = room[start : start + len(_ZEROS)]
+            cipher.update_into(_ZEROS[: len(part)], part)
 
 
 class SecureNoise(_KeystreamNoise):
@@ -110,12 +160,12 @@ class SecureNoise(_KeystreamNoise):
         super().__init__(os.urandom(32))
         self._process = os.getpid()
 
-    def _bytes(self, length: int) -> bytes:
+    def _fill_with_keystream(self, words: npt.NDArray[np.int64], purpose: _Purpose) -> None:
         # A forked process inherits the key, and two processes with one keystream would add the SAME noise to two
         # updates: their difference would be free of it.
         if os.getpid() != self._process:
             self.__init__()  # type: ignore[misc]
-        return super()._bytes(length)
+        super()._fill_with_keystream(words, purpose)
 
     def __reduce__(self) -> str:
         """Refuse to be copied or pickled, for the same reason."""
@@ -135,6 +185,31 @@ class RehearsalNoise(_KeystreamNoise):
 
     def __init__(self, seed: int, *, stream: str = "") -> None:
         super().__init__(hashlib.sha256(f"ringfence rehearsal, not private\n{seed}\n{stream}".encode()).digest())
+
+
+def snapped(values: torch.Tensor, *, stddev: float) -> torch.Tensor:
+    """Round noised values to a grid that is the same whatever was noised: all that a mechanism may release.
+
+    A float64 sum of secret and noise betrays by its low bits which secret it can come from (Mironov 2012, On
+    Significance of the Least Significant Bits for Differential Privacy; Holohan & Braghin 2021, arXiv:2107.10138).
+    After rounding to a public grid the multiples of the grid are what any secret gives, with chances that are those of
+    an exact Gaussian, rounded, to one part in some thousand million. docs/decisions/0016 has the argument.
+
+    Args:
+        values: The sum of secret and noise; float64, any shape, any device.
+        stddev: The noise's standard deviation, which is public; finite and > 0.
+
+    Returns:
+        New float64 tensor: every value's nearest multiple of 2**(floor(log2(stddev)) - 16). That adds less than 2**-35
+        of the noise's own variance.
+
+    Raises:
+        ValueError: `values` is not float64, whose precision the argument needs, or `stddev` is not a finite number > 0.
+    """
+    if values.dtype != torch.float64 or not (math.isfinite(stddev) and stddev > 0):
+        raise ValueError("only float64 is snapped, by a finite standard deviation above zero")
+    grid = math.ldexp(1.0, math.frexp(stddev)[1] - 1 - _GRID_BITS)
+    return (values / grid).round_().mul_(grid)
 
 
 def noise_defect(samples: torch.Tensor | Float64Array, *, stddev: float) -> str | None:
@@ -180,6 +255,8 @@ def check_noise(source: NoiseSource) -> None:
         )
 
 
-def _keystream(key: bytes) -> CipherContext:
-    # A counter that starts at zero is safe because a key is used for one keystream only and then forgotten.
-    return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+def _keystream(key: bytes, purpose: _Purpose) -> CipherContext:
+    # HKDF-Expand of one block (RFC 5869, section 2.3). A counter that starts at zero is safe because a derived key is
+    # used for one keystream only and then forgotten.
+    derived = hmac.digest(key, f"ringfence {purpose}".encode() + b"\x01", "sha256")
+    return Cipher(algorithms.AES256(derived), modes.CTR(bytes(16))).encryptor()

@@ -1,8 +1,8 @@
 """The first trainer: DP-SGD by Opacus' per-record gradients, one holder after another.
 
 Abadi et al. 2016, Deep Learning with Differential Privacy, arXiv:1607.00133, algorithm 1, with our own noise. Clipping,
-summing and adding noise are done in float64; only the noised sum is rounded to the model's float32, which as
-post-processing costs nothing.
+summing and adding noise are done in float64; the noised sum is snapped to its grid and rounded to the model's float32,
+which as post-processing costs nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +15,9 @@ from opacus.validators import ModuleValidator
 from torch import nn
 
 from ringfence_client.models import Arrays, build_module, read_arrays, write_arrays
-from ringfence_client.noise import NoiseSource
+from ringfence_client.noise import NoiseSource, snapped
 from ringfence_client.sampling import Draw, draw
-from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, TrainingFault, TrainingJob
+from ringfence_client.trainer import ROUNDING_ROOM, AppliedPrivacy, TrainedUpdate, TrainingFault, TrainingJob
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.mechanism import DpMechanism
 
@@ -69,7 +69,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             summed = torch.zeros(count, gradients.shape[1], dtype=gradients.dtype)
             gradients = summed.index_add_(0, self.units - self.units[:1], gradients)
         norms = torch.linalg.vector_norm(gradients, dim=1)
-        factors = (self.max_grad_norm / norms).clamp(max=1.0)  # a norm of 0 gives infinity, and the clamp makes it 1
+        bound = self.max_grad_norm * (1.0 - ROUNDING_ROOM)
+        factors = (bound / norms).clamp(max=1.0)  # a norm of 0 gives infinity, and the clamp makes it 1
         self._clipped_to = max(self._clipped_to, float(self.max_grad_norm))
         parts = torch.split(factors @ gradients, [parameter.numel() for parameter in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
@@ -82,10 +83,12 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         The standard deviation follows the norm that was clipped to, so the two cannot drift apart.
         """
         count = sum(parameter.numel() for parameter in self.params)
-        drawn = self._noise.normal((count,), stddev=self.noise_multiplier * self._clipped_to)
+        stddev = self.noise_multiplier * self._clipped_to
+        drawn = self._noise.normal((count,), stddev=stddev)
         parts = torch.split(drawn, [parameter.numel() for parameter in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
-            parameter.grad = (parameter.summed_grad + part.view_as(parameter)).to(parameter.dtype)
+            noised = snapped(parameter.summed_grad + part.view_as(parameter), stddev=stddev)
+            parameter.grad = noised.to(parameter.dtype)
         self.applied.append((self._clipped_to, float(self.noise_multiplier)))
         self._clipped_to = 0.0
 

@@ -6,7 +6,7 @@ It has no say in clip, noise, rate or steps: those are the mechanism's, which is
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,17 @@ from ringfence_client.noise import NoiseKind, NoiseSource
 from ringfence_policy.errors import DocumentInvalid, Fault, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Unit
+
+# Every trainer clips to (1 - ROUNDING_ROOM) times the clipping norm. The rest is room for what float32 does to norms
+# and sums, so that one unit moves the COMPUTED sum by no more than the clipping norm, which is what noise and
+# accounting assume. A sum of n clipped units, added in float32 in chains of m, lies within m * 2**-24 * n clipping
+# norms of the exact one, whatever the units are (Higham 2002, Accuracy and Stability of Numerical Algorithms,
+# section 4.2). Two neighbouring sums may both be off, so the room suffices while 2 * m * n * 2**-24 <= 2**-10, that is
+#
+#     m * n <= 2**13: all in one float32 chain for up to 90 units, chains of 32 for 256, chains of 8 for 1,024,
+#
+# with the chains' sums added in float64. A trainer that sums in float64 needs next to none of it.
+ROUNDING_ROOM: Final = 2.0**-10
 
 
 class TrainingFault(Fault):
@@ -89,7 +100,7 @@ class AppliedPrivacy:
     """What a trainer really did, read back from the parts that did it and not copied from the plan.
 
     Attributes:
-        clipping_norm: The largest bound any record was clipped to.
+        clipping_norm: The largest bound on any unit's part in a sum as computed, `ROUNDING_ROOM` included.
         noise_multiplier: The smallest noise standard deviation of any step, divided by that step's clipping norm.
         sampling_rate: The highest probability any record was drawn with.
         steps: How many noised sums were taken.
@@ -130,8 +141,12 @@ class TrainedUpdate:
 class Trainer(Protocol):
     """Something that trains. All implementations draw alike, so that the same seeded noise gives the same update.
 
-    For each step: where the sampling rate is below 1, `uniform(records)`; then ONE `normal` of as many numbers as the
-    model has trainable parameters, flattened in the module's order.
+    For each step: where the sampling rate is below 1, `uniform(units)`; and ONE `normal` of as many numbers as the
+    model has trainable parameters, flattened in the module's order. Several steps may be drawn at once: `NoiseSource`
+    says how.
+
+    Each unit is clipped to (1 - ROUNDING_ROOM) x clipping norm, noise is added in float64, and the step's gradient is
+    `noise.snapped` of the sum.
     """
 
     @property

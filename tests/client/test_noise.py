@@ -80,8 +80,8 @@ def test_uniforms_are_uniform_and_never_an_end():
 
 def test_the_extreme_keystream_words_stay_inside_the_unit_interval(monkeypatch):
     source = RehearsalNoise(1)
-    for word, end in ((b"\x00", 0.0), (b"\xff", 1.0)):
-        monkeypatch.setattr(source, "_bytes", lambda length, word=word: word * length)
+    for word, end in ((0x00, 0.0), (0xFF, 1.0)):
+        monkeypatch.setattr(source, "_fill_with_keystream", lambda words, _, word=word: words.view(np.uint8).fill(word))
         assert 0 < abs(source.uniform(1)[0] - end) < 1e-15
         assert np.isfinite(source.normal((4,), stddev=1.0).numpy()).all()
 

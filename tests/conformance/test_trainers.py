@@ -11,10 +11,10 @@ from torch import nn
 
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module, initial_arrays, write_arrays
-from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect
+from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect, snapped
 from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.sampling import draw
-from ringfence_client.trainer import Trainer, TrainingJob
+from ringfence_client.trainer import ROUNDING_ROOM, Trainer, TrainingJob
 from ringfence_policy.errors import DocumentInvalid, TrustRefused, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Relation, Unit
@@ -83,6 +83,7 @@ def by_hand(job: TrainingJob) -> np.ndarray:
     features, labels = torch.tensor(job.data.features), torch.tensor(job.data.labels)
     count = sum(parameter.numel() for parameter in parameters)
     clip = job.mechanism.clipping_norm
+    bound, stddev = clip * (1 - ROUNDING_ROOM), clip * job.mechanism.noise_multiplier
     for _ in range(job.mechanism.steps):
         drawn = draw(job.data, unit=job.mechanism.unit, sampling_rate=job.mechanism.sampling_rate, noise=job.noise)
         units = torch.zeros(drawn.count, count, dtype=torch.float64)
@@ -91,8 +92,8 @@ def by_hand(job: TrainingJob) -> np.ndarray:
                 module(features[row : row + 1]), labels[row : row + 1]
             )
             units[unit] += torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
-        total = (units * (clip / units.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)).sum(dim=0)
-        total += job.noise.normal((count,), stddev=job.mechanism.noise_multiplier * clip)
+        total = (units * (bound / units.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)).sum(dim=0)
+        total = snapped(total + job.noise.normal((count,), stddev=stddev), stddev=stddev)
         pieces = torch.split(total / job.expected_batch, [parameter.numel() for parameter in parameters])
         with torch.no_grad():
             for parameter, piece, anchor in zip(parameters, pieces, start, strict=True):
