@@ -24,7 +24,7 @@ from ringfence_client.enforcement import GlobalModel, Prepared, abandon, charge_
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_client.papers import denial_of
-from ringfence_client.use import Result, use_together
+from ringfence_client.use import Result, check_training, use_together
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import Fault, LedgerFault, RingfenceError, TrustRefused
 from ringfence_policy.identity import PublicKey
@@ -146,7 +146,7 @@ def _prepare(message: Message, context: Context) -> Prepared | Message:
         request = _heard(node, message, UseRequest)
         if message.metadata.message_type != request.action.value:
             raise TrustRefused("a message says one action and its body another")
-        step = enforcement.prepare(node, request, _arrays(message))
+        step = enforcement.prepare(node, request, _arrays(message), check_training=check_training)
     except RingfenceError as error:
         return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
     return _refuse(message, step) if isinstance(step, Decision) else step

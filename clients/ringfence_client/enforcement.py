@@ -5,7 +5,7 @@ the decision and the reservation are on disk before data is used, and an update 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -109,8 +109,17 @@ def model_digest(arrays: Arrays) -> str:
     return canonical.digest_bytes(save(dict(arrays)))
 
 
-def prepare(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
+def prepare(
+    node: HolderNode, request: UseRequest, model: GlobalModel, *, check_training: Callable[[RunTerms], None]
+) -> Prepared | Decision:
     """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
+
+    Args:
+        node: The holder's node.
+        request: What the coordinator asks.
+        model: The model it sends along.
+        check_training: Raises where what will train does not add the noise that will be charged. Called before anything
+            is reserved.
 
     Raises:
         LedgerFault: Nothing can be recorded here, so nothing is used.
@@ -118,7 +127,11 @@ def prepare(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepar
     try:
         use = _judge_request(node, request, model)
         if isinstance(use, Prepared):
-            return use if use.stored is not None else _reserve(use)
+            if use.stored is not None:
+                return use
+            if request.action is Action.TRAIN:
+                check_training(use.terms)
+            return _reserve(use)
     except LedgerFault:
         raise  # a refusal could not be recorded either
     except RingfenceError as error:

@@ -33,7 +33,7 @@ _ZEROS: Final = memoryview(bytes(2 * _PAIRS_AT_ONCE * _WORD_BYTES))
 _GRID_BITS: Final = 16
 # A check refuses noise whose spread is this many standard errors off: about 1 in 500 million for sound noise.
 _CHECK_STANDARD_ERRORS: Final = 6.0
-_CHECK_SAMPLES: Final = 20_000
+NOISE_CHECK_SAMPLES: Final = 20_000
 
 
 class NoiseFault(Fault):
@@ -245,7 +245,7 @@ def check_noise(source: NoiseSource) -> None:
     Raises:
         NoiseFault: It has not. Train nothing with this source.
     """
-    defect = noise_defect(source.normal((_CHECK_SAMPLES,), stddev=2.0), stddev=2.0)
+    defect = noise_defect(source.normal((NOISE_CHECK_SAMPLES,), stddev=2.0), stddev=2.0)
     if defect is not None:
         raise NoiseFault(
             defect,

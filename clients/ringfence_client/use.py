@@ -9,7 +9,9 @@ import numpy as np
 from ringfence_client.enforcement import Measured, Prepared, model_spec
 from ringfence_client.evaluation import noised_counts, score_counts
 from ringfence_client.noise import NoiseSource, RehearsalNoise, SecureNoise
+from ringfence_client.noise_check import check_trainer
 from ringfence_client.opacus_trainer import OpacusTrainer
+from ringfence_client.run_terms import RunTerms
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, Trainer, TrainingJob
 from ringfence_policy.errors import Fault
 from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDTHS
@@ -33,6 +35,23 @@ def use_together(uses: Sequence[Prepared], *, trainer: Trainer | None = None) ->
     training = [use for use in uses if use.request.action is Action.TRAIN and use.stored is None]
     trained = dict(zip(map(id, training), _train(training, trainer or OpacusTrainer()), strict=True))
     return [trained[id(use)] if id(use) in trained else _without_training(use) for use in uses]
+
+
+def check_training(terms: RunTerms) -> None:
+    """Make sure, before anything is reserved, that training in this run adds the noise that the ledger will be charged.
+
+    Raises:
+        NoiseFault: It does not.
+        DocumentInvalid: The plan's model cannot be trained.
+    """
+    check_trainer(
+        OpacusTrainer(),
+        run_id=terms.run_id,
+        model=model_spec(terms),
+        feature_count=terms.plan.dataset_schema.feature_count,
+        mechanism=terms.settlement.training,
+        rehearsal_seed=terms.rehearsal_seed,
+    )
 
 
 def _without_training(use: Prepared) -> Result | Fault | None:

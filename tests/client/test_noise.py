@@ -3,6 +3,7 @@ import math
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,8 +35,16 @@ def test_normals_have_the_moments_of_a_normal(normals):
         assert abs(found - expected) < 5 * error / math.sqrt(MANY)
 
 
-def test_normals_follow_the_normal_distribution_function(normals):
-    assert stats.kstest(normals[:200_000], "norm").pvalue > 1e-3
+def test_ten_million_normals_follow_the_normal_distribution_function():
+    """Kolmogorov and Smirnov, at 65,536 places: sound noise passes 2.2 by the root of n once in 8,000 times."""
+    drawn, places = RehearsalNoise(SEED).normal((10_000_000,), stddev=1.0), 1 << 16
+    cells = torch.special.ndtr(drawn).mul_(places).long()
+    found = torch.bincount(cells, minlength=places).cumsum(0) / len(drawn)
+    expected = torch.arange(1, places + 1, dtype=torch.float64) / places
+    assert float((found - expected).abs().max()) * math.sqrt(len(drawn)) < 2.2
+    for beyond in (3.0, 4.0, 4.75):
+        chance = 2 * stats.norm.sf(beyond) * len(drawn)
+        assert abs(int((drawn.abs() > beyond).sum()) - chance) < 5 * math.sqrt(chance)
 
 
 @pytest.mark.parametrize("beyond", [1.0, 2.0, 3.0, 4.0])
@@ -45,11 +54,54 @@ def test_normals_have_the_tails_of_a_normal(normals, beyond):
     assert abs(found - MANY * chance) < 5 * math.sqrt(MANY * chance)
 
 
-def test_normals_are_not_correlated_with_their_neighbours_or_pairs(normals):
-    # Box-Muller makes two normals from one pair of uniforms: half the draws apart.
-    for lag in (1, 2, MANY // 2):
+def test_the_least_uniform_reaches_beyond_nine_standard_deviations(monkeypatch):
+    """A tail cut at 6.7, as 32-bit uniforms cut it, would be seen once in 100,000 rounds of a million parameters."""
+    source = RehearsalNoise(1)
+    monkeypatch.setattr(source, "_fill_with_keystream", lambda words, _: words.fill(0))
+    assert source.normal((1,), stddev=1.0)[0] == pytest.approx(math.sqrt(2 * 64 * math.log(2)))
+
+
+def test_normals_are_not_correlated_with_their_neighbours(normals):
+    for lag in (1, 2, 3, 1 << 16):
         correlation = float(np.corrcoef(normals[:-lag], normals[lag:])[0, 1])
         assert abs(correlation) < 5 / math.sqrt(MANY - lag)
+
+
+def test_the_two_normals_of_a_pair_are_independent(normals):
+    """Box-Muller makes both from one radius: neither their signs, their sizes nor their joint cells may show it."""
+    first, second = normals[0::2], normals[1::2]
+    sizes = float(np.corrcoef(first**2, second**2)[0, 1])
+    assert abs(sizes) < 5 / math.sqrt(len(first))
+    edges = stats.norm.ppf(np.arange(1, 10) / 10)
+    cells = 10 * np.searchsorted(edges, first) + np.searchsorted(edges, second)
+    assert stats.chisquare(np.bincount(cells, minlength=100)).pvalue > 1e-3
+
+
+@given(
+    rows=st.integers(0, 5), length=st.one_of(st.integers(0, 40), st.just(40_000)), stddev=st.sampled_from([0.3, 1.0, 7])
+)
+def test_rows_drawn_together_equal_rows_drawn_one_after_another(rows, length, stddev):
+    """Trainers rely on it: one draws a step's noise at a time, another all steps' at once."""
+    apart, together = RehearsalNoise(1), RehearsalNoise(1)
+    expected = [apart.normal((length,), stddev=stddev) for _ in range(rows)]
+    drawn = together.normal((rows, length), stddev=stddev)
+    assert drawn.shape == (rows, length)
+    assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
+    assert torch.equal(together.normal((3,), stddev=1.0), apart.normal((3,), stddev=1.0))
+
+
+@given(first=st.integers(0, 50), second=st.one_of(st.integers(0, 50), st.just(100_000)))
+def test_uniforms_drawn_together_equal_uniforms_drawn_one_after_another(first, second):
+    apart, together = RehearsalNoise(1), RehearsalNoise(1)
+    expected = np.concatenate([apart.uniform(first), apart.uniform(second)])
+    assert (together.uniform(first + second) == expected).all()
+
+
+def test_noise_and_sampling_do_not_move_one_another():
+    alone, mixed = RehearsalNoise(1), RehearsalNoise(1)
+    uniforms, normals = alone.uniform(5), alone.normal((5,), stddev=1.0)
+    assert torch.equal(mixed.normal((5,), stddev=1.0), normals)
+    assert (mixed.uniform(5) == uniforms).all()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5), (0,)])
@@ -72,10 +124,12 @@ def test_noise_scales_with_the_standard_deviation(stddev):
 
 
 def test_uniforms_are_uniform_and_never_an_end():
-    drawn = RehearsalNoise(SEED).uniform(200_000)
+    drawn = RehearsalNoise(SEED).uniform(MANY)
     assert drawn.min() > 0
     assert drawn.max() < 1
     assert stats.kstest(drawn, "uniform").pvalue > 1e-3
+    for part in (drawn, drawn * 2**20 % 1, drawn * 2**40 % 1):  # high, middle and low bits
+        assert stats.chisquare(np.bincount((part * 4096).astype(int), minlength=4096)).pvalue > 1e-3
 
 
 def test_the_extreme_keystream_words_stay_inside_the_unit_interval(monkeypatch):
@@ -87,7 +141,28 @@ def test_the_extreme_keystream_words_stay_inside_the_unit_interval(monkeypatch):
 
 
 def test_two_secure_sources_share_nothing():
-    assert not torch.equal(SecureNoise().normal((8,), stddev=1.0), SecureNoise().normal((8,), stddev=1.0))
+    one, other = SecureNoise(), SecureNoise()
+    first, second = one.normal((MANY,), stddev=1.0), other.normal((MANY,), stddev=1.0)
+    assert not (first == second).any()
+    assert abs(float((first * second).mean())) < 5 / math.sqrt(MANY)
+    assert not (one.uniform(8) == other.uniform(8)).any()
+
+
+def test_a_draw_is_not_changed_by_what_is_drawn_later_or_elsewhere():
+    """Sources share scratch memory, which must never show through what they gave."""
+    source = SecureNoise()
+    drawn = source.normal((1000,), stddev=1.0)
+    kept = drawn.clone()
+    source.normal((1000,), stddev=1.0)
+    SecureNoise().normal((1000,), stddev=3.0)
+    assert torch.equal(drawn, kept)
+
+
+def test_threads_draw_at_once_without_mixing_their_noise():
+    expected = [RehearsalNoise(seed).normal((50_000,), stddev=1.0) for seed in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda seed: RehearsalNoise(seed).normal((50_000,), stddev=1.0), range(16)))
+    assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
 
 
 def test_a_secure_source_does_not_repeat_itself():
