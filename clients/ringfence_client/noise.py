@@ -83,7 +83,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.words = np.empty((_PAIRS_AT_ONCE, 2), dtype=np.int64)
-        self.radius, self.angle, self.cosine = torch.empty(3, _PAIRS_AT_ONCE, dtype=torch.float64)
+        self.floats = np.empty((3, _PAIRS_AT_ONCE))
 
 
 _scratch = _Scratch()
@@ -109,10 +109,11 @@ class _KeystreamNoise:
         length = shape[-1] if shape else 1
         rows = math.prod(shape) // length if length else 0
         # Normals come in pairs: every row takes whole ones, or rows drawn together would differ from rows drawn apart.
-        drawn = torch.empty(rows, length + length % 2, dtype=torch.float64)
-        for pairs in torch.split(drawn.view(-1, 2), _PAIRS_AT_ONCE):
-            self._fill_with_normals(pairs, stddev=stddev)
-        return drawn[:, :length].reshape(tuple(shape))
+        drawn = np.empty((rows, length + length % 2))
+        pairs = drawn.reshape(-1, 2)
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            self._fill_with_normals(pairs[start : start + _PAIRS_AT_ONCE], stddev=stddev)
+        return torch.from_numpy(drawn[:, :length]).reshape(tuple(shape))
 
     def uniform(self, size: int) -> Float64Array:
         """Draw uniforms: see `NoiseSource.uniform`."""
@@ -126,23 +127,30 @@ class _KeystreamNoise:
         uniforms *= 2.0 ** -(_SIGNIFICAND_BITS - 1)
         return uniforms
 
-    def _fill_with_normals(self, pairs: torch.Tensor, *, stddev: float) -> None:
+    def _fill_with_normals(self, pairs: Float64Array, *, stddev: float) -> None:
         """Box & Muller 1958, A Note on the Generation of Random Normal Deviates, in float64.
 
         A pair is made from two words: |first| + 1/2, by 2**63, is a uniform whose cells stay 2**-63 wide down to its
         least, 2**-64, which is a radius of 9.4 standard deviations; the second is an angle between -pi and pi.
         """
-        count = len(pairs)
-        words = _scratch.words[:count]
-        radius, angle, cosine = _scratch.radius[:count], _scratch.angle[:count], _scratch.cosine[:count]
+        words = _scratch.words[: len(pairs)]
+        radius, angle, cosine = _scratch.floats[:, : len(pairs)]
         self._fill_with_keystream(words, "noise")
-        of_radius, of_angle = torch.from_numpy(words).unbind(dim=1)
-        radius.copy_(of_radius).abs_().add_(0.5).mul_(2.0**-63)
-        radius.log_().mul_(-2.0).sqrt_().mul_(stddev)
-        angle.copy_(of_angle).mul_(math.pi * 2.0**-63)
-        torch.cos(angle, out=cosine)
-        torch.mul(radius, cosine, out=pairs[:, 0])
-        torch.mul(radius, angle.sin_(), out=pairs[:, 1])
+        np.copyto(radius, words[:, 0])
+        np.abs(radius, out=radius)
+        radius += 0.5
+        radius *= 2.0**-63
+        torch.from_numpy(
+            radius
+        ).log_()  # torch's log, cos and sin are several times as fast as numpy's; the rest is not
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        radius *= stddev
+        np.multiply(words[:, 1], math.pi * 2.0**-63, out=angle)
+        torch.cos(torch.from_numpy(angle), out=torch.from_numpy(cosine))
+        torch.from_numpy(angle).sin_()
+        np.multiply(radius, cosine, out=pairs[:, 0])
+        np.multiply(radius, angle, out=pairs[:, 1])
 
     def _fill_with_keystream(self, words: npt.NDArray[np.int64], purpose: _Purpose) -> None:
         cipher, room = self._ciphers[purpose], words.reshape(-1).view(np.uint8).data

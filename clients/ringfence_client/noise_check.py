@@ -1,4 +1,4 @@
-"""The check before a run's first training: does the trainer that will be used add the noise that will be charged?
+"""The check before a run's first training that the trainer to be used adds the noise that will be charged.
 
 It runs the real trainer with the plan's model and mechanism, opens no data and spends nothing. The noise comes from a
 source of the same kind as the run's, never from the run's own: checking must not move what a rehearsal repeats.
