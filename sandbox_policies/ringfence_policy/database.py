@@ -131,6 +131,13 @@ class Database:
             finally:
                 self._depth -= 1
 
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """Changes whenever what a query answers may have changed: by this connection, by another, or by an undoing."""
+        with self._lock, _faults(self.path):
+            others = self.connection.execute("PRAGMA data_version").fetchone()[0]
+            return others, self.undone, self._connection.total_changes
+
     def _check_still_there(self) -> None:
         # SQLite goes on writing to a file that was removed or exchanged under it, and what it writes there is lost.
         if _identity_of(self.path) != self._file:

@@ -94,6 +94,15 @@ def decision_record(decision: Decision, *, records: int | None, at_ms: int) -> t
     return record, private
 
 
+@dataclass
+class _Edge:
+    """How long the log is, and the hashes of the complete subtrees that make it up, largest first."""
+
+    version: tuple[int, int]
+    size: int
+    hashes: list[bytes]
+
+
 class EvidenceLog:
     """One node's log of records in the closed vocabulary of `evidence_records`."""
 
@@ -109,6 +118,7 @@ class EvidenceLog:
             LedgerFault: The database holds a log of another origin, or cannot be used.
         """
         self._database = database
+        self._known_edge: _Edge | None = None
         self.origin = origin
         with database.transaction() as connection:
             database.install("evidence-log", version=_SCHEMA_VERSION, statements=_STATEMENTS)
@@ -139,21 +149,35 @@ class EvidenceLog:
         if private is not None and record.get("private_digest") != private.digest:
             raise LedgerFault("an evidence record does not name its private details", expected=private.digest)
         with self._database.transaction() as connection:
-            position = _size(connection)
+            edge = self._edge()
+            position = edge.size
             connection.execute("INSERT INTO evidence_leaf VALUES (?, ?)", (position, data))
             running = merkle.leaf_hash(data)
-            connection.execute("INSERT INTO evidence_node VALUES (0, ?, ?)", (position, running))
+            rows = [(0, position, running)]
             for level, above in merkle.completed_by(position):
-                running = merkle.node_hash(_node(connection, level - 1, 2 * above), running)
-                connection.execute("INSERT INTO evidence_node VALUES (?, ?, ?)", (level, above, running))
+                running = merkle.node_hash(edge.hashes.pop(), running)
+                rows.append((level, above, running))
+            connection.executemany("INSERT INTO evidence_node VALUES (?, ?, ?)", rows)
             if private is not None:
                 connection.execute("INSERT INTO evidence_private VALUES (?, ?)", (position, private.sealed))
+            edge.hashes.append(running)
+            edge.size += 1
         return position
+
+    def _edge(self) -> _Edge:
+        """The right edge of the tree, read again where somebody else appended or something was undone."""
+        version, connection = self._database.version[:2], self._database.connection
+        size = _size(connection)
+        known = self._known_edge
+        if known is None or (known.version, known.size) != (version, size):
+            hashes = [_node(connection, level, position) for level, position in merkle.subtrees(0, size)]
+            known = self._known_edge = _Edge(version, size, hashes)
+        return known
 
     @property
     def size(self) -> int:
         """How many records the log holds."""
-        return int(self._database.rows("SELECT coalesce(max(position) + 1, 0) FROM evidence_leaf")[0][0])
+        return self._edge().size
 
     def root(self, size: int | None = None) -> bytes:
         """The Merkle root (32 bytes) over the first `size` records; over all of them by default.
@@ -161,6 +185,8 @@ class EvidenceLog:
         Raises:
             LedgerFault: The log is shorter, or its stored hashes are damaged.
         """
+        if size in (None, self.size):
+            return merkle.fold(self._edge().hashes)
         return merkle.root(self._within(size), self._hash_of)
 
     def records(self, start: int = 0, end: int | None = None) -> list[dict[str, Any]]:

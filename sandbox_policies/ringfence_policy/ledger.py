@@ -282,7 +282,8 @@ class PrivacyLedger(LedgerReader):
                 "WHERE hold_id = ?",
                 (str(to), update_digest, detail, self._clock(), hold_id),
             )
-            self._rewrite(self._meters_of(known.dataset_id, known.policy_id), may_grow=True)
+            if to is not HoldState.COMMITTED:  # what is sending counts as spent already: no meter moves
+                self._rewrite(self._meters_of(known.dataset_id, known.policy_id), may_grow=True)
             return self._known(hold_id)
 
     def _insert(self, content: tuple[str, str, int, int, str, str, DpMechanism, Action]) -> None:
@@ -314,24 +315,26 @@ class PrivacyLedger(LedgerReader):
         every meter under its ceiling: the second lock behind the comparison in `reserve`.
         """
         connection = self._database.connection
-        for meter in meters:
-            used = meter.committed + meter.reserved
-            values = (meter.cap, meter.committed, meter.reserved, meter.owner_kind, meter.owner_id, meter.quantity)
-            if may_grow:
-                connection.execute(
-                    "INSERT INTO meter (cap, committed, reserved, owner_kind, owner_id, quantity, ceiling) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET cap = excluded.cap, "
-                    "committed = excluded.committed, reserved = excluded.reserved, ceiling = excluded.ceiling",
-                    (*values, max(meter.cap, used)),
-                )
-                continue
-            written = connection.execute(
-                "UPDATE meter SET cap = ?, committed = ?, reserved = ? "
-                "WHERE owner_kind = ? AND owner_id = ? AND quantity = ?",
-                values,
+        rows = [
+            (meter.cap, meter.committed, meter.reserved, meter.owner_kind, meter.owner_id, meter.quantity,
+             max(meter.cap, meter.committed + meter.reserved))
+            for meter in meters
+        ]  # fmt: skip
+        if may_grow:
+            connection.executemany(
+                "INSERT INTO meter (cap, committed, reserved, owner_kind, owner_id, quantity, ceiling) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET cap = excluded.cap, "
+                "committed = excluded.committed, reserved = excluded.reserved, ceiling = excluded.ceiling",
+                rows,
             )
-            if written.rowcount != 1:
-                raise LedgerFault("a meter is missing", expected="one row per meter", got=f"{meter.owner_id}: none")
+            return
+        written = connection.executemany(
+            "UPDATE meter SET cap = ?, committed = ?, reserved = ? "
+            "WHERE owner_kind = ? AND owner_id = ? AND quantity = ?",
+            [row[:-1] for row in rows],
+        )
+        if written.rowcount != len(rows):
+            raise LedgerFault("a meter is missing", expected=f"{len(rows)} meters", got=f"{written.rowcount}")
 
     def _exhausted(self, meter: Meter, dataset_id: str, mechanism: DpMechanism) -> BudgetExhausted:
         where = f"{meter.owner_kind} {meter.owner_id}"

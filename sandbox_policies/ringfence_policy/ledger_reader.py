@@ -1,8 +1,8 @@
 """What the holds in a ledger add up to: histories, meters, quotes. It reads and computes, and writes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from ringfence_policy import accounting, canonical
 from ringfence_policy.database import Database
@@ -10,6 +10,12 @@ from ringfence_policy.errors import LedgerFault
 from ringfence_policy.ledger_records import Hold, HoldState, Meter, Quote
 from ringfence_policy.mechanism import DpMechanism, History, history_of
 from ringfence_policy.vocabulary import Action
+
+T = TypeVar("T")
+
+# What has left the holder, or may have; and what is set aside besides.
+_SPENT = frozenset({HoldState.SENDING, HoldState.COMMITTED})
+_SPENT_OR_RESERVED = _SPENT | {HoldState.RESERVED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,14 @@ class Budget:
         )
 
 
+class _TallyLine(NamedTuple):
+    policy_id: str
+    mechanism: str
+    action: str
+    state: str
+    uses: int
+
+
 @dataclass(frozen=True)
 class _FitPlan:
     history: History
@@ -49,6 +63,8 @@ class LedgerReader:
         self._database = database
         self._mechanisms: dict[str, DpMechanism] = {}
         self._fit_plans: dict[tuple[Budget, DpMechanism, History, bool], _FitPlan] = {}
+        self._answers: dict[tuple[Any, ...], Any] = {}
+        self._answered_at: tuple[int, int, int] | None = None
 
     def history(self, dataset_id: str, *, policy_id: str | None = None, reserved: bool = True) -> History:
         """What was done to a dataset, all policies together or under one.
@@ -58,12 +74,16 @@ class LedgerReader:
             policy_id: Only the uses under this policy.
             reserved: Count open reservations too. Without them: what has left the holder or may have.
         """
-        counts = self._database.rows(
-            "SELECT mechanism, uses FROM tally WHERE dataset_id = ?1 AND (?2 IS NULL OR policy_id = ?2) "
-            "AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))",
-            (dataset_id, policy_id, reserved),
-        )
-        return history_of((self._mechanism(digest), count) for digest, count in counts)
+        states = _SPENT_OR_RESERVED if reserved else _SPENT
+
+        def count() -> History:
+            return history_of(
+                (self._mechanism(line.mechanism), line.uses)
+                for line in self._tally(dataset_id)
+                if line.state in states and policy_id in (None, line.policy_id)
+            )
+
+        return self._while_unchanged(("history", dataset_id, policy_id, reserved), count)
 
     def quote(
         self,
@@ -233,6 +253,9 @@ class LedgerReader:
         return self._dataset_budget(dataset_id), policy, max_rounds
 
     def _dataset_budget(self, dataset_id: str) -> Budget:
+        return self._while_unchanged(("dataset", dataset_id), lambda: self._read_dataset_budget(dataset_id))
+
+    def _read_dataset_budget(self, dataset_id: str) -> Budget:
         found = self._database.rows(
             "SELECT epsilon_cap_micro, delta_pico FROM dataset WHERE dataset_id = ?", (dataset_id,)
         )
@@ -242,6 +265,9 @@ class LedgerReader:
         return Budget(kind="dataset", owner_id=dataset_id, dataset_id=dataset_id, epsilon_micro=cap, delta_pico=delta)
 
     def _policy_budget(self, policy_id: str) -> tuple[Budget, int]:
+        return self._while_unchanged(("policy", policy_id), lambda: self._read_policy_budget(policy_id))
+
+    def _read_policy_budget(self, policy_id: str) -> tuple[Budget, int]:
         found = self._database.rows(
             "SELECT dataset_id, epsilon_cap_micro, delta_pico, max_rounds FROM policy WHERE policy_id = ?", (policy_id,)
         )
@@ -303,12 +329,35 @@ class LedgerReader:
         return [epsilon, delta]
 
     def _rounds(self, policy: Budget, *, reserved: bool) -> int:
-        ((count,),) = self._database.rows(
-            "SELECT coalesce(sum(uses), 0) FROM tally WHERE dataset_id = ?1 AND policy_id = ?2 AND action = 'train' "
-            "AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))",
-            (policy.dataset_id, policy.owner_id, reserved),
+        states = _SPENT_OR_RESERVED if reserved else _SPENT
+        return sum(
+            line.uses
+            for line in self._tally(policy.dataset_id)
+            if line.policy_id == policy.owner_id and line.action == Action.TRAIN and line.state in states
         )
-        return int(count)
+
+    def _tally(self, dataset_id: str) -> list[_TallyLine]:
+        return self._while_unchanged(
+            ("tally", dataset_id),
+            lambda: [
+                _TallyLine(*row)
+                for row in self._database.rows(
+                    "SELECT policy_id, mechanism, action, state, uses FROM tally WHERE dataset_id = ? AND uses > 0",
+                    (dataset_id,),
+                )
+            ],
+        )
+
+    def _while_unchanged(self, key: tuple[Any, ...], read: Callable[[], T]) -> T:
+        """What `read` gave, until anything in the database may have changed."""
+        version = self._database.version
+        if version != self._answered_at:
+            self._answers.clear()
+            self._answered_at = version
+        if key not in self._answers:
+            self._answers[key] = read()
+        answer: T = self._answers[key]
+        return answer
 
     def _is_adaptive(self, budget: Budget, *, run_id: str | None, reserved: bool = True) -> bool:
         """Whether a use by `run_id` may have been chosen after seeing what another run released under this budget.
@@ -318,6 +367,10 @@ class LedgerReader:
         """
         if run_id is None:
             return self._any_run(budget, reserved=reserved) is not None
+        key = ("adaptive", budget.dataset_id, budget.policy_id, run_id, reserved)
+        return self._while_unchanged(key, lambda: self._has_other_runs(budget, run_id, reserved=reserved))
+
+    def _has_other_runs(self, budget: Budget, run_id: str, *, reserved: bool) -> bool:
         # Two ranges of the index over runs: the holds of this run, however many, are not looked at.
         runs = self._database.rows(
             "SELECT EXISTS (SELECT 1 FROM hold INDEXED BY hold_of_run WHERE run_id < ?4 AND dataset_id = ?1 "
@@ -331,6 +384,8 @@ class LedgerReader:
 
     def _several_runs(self, budget: Budget, *, reserved: bool) -> bool:
         """Whether what counts against a budget comes from more than one run."""
+        if not any(mechanism.sampling_rate < 1 for mechanism, _ in self.history(budget.dataset_id)):
+            return False  # a sum of unsampled mechanisms is a filter by itself: their cost does not depend on this
         one = self._any_run(budget, reserved=reserved)
         return one is not None and self._is_adaptive(budget, run_id=one, reserved=reserved)
 

@@ -61,7 +61,7 @@ def subtrees(start: int, end: int) -> list[tuple[int, int]]:
 
 def range_hash(start: int, end: int, hash_of: HashOf) -> bytes:
     """The tree hash of an aligned range of leaves; of no leaves, the hash of nothing."""
-    return _fold([hash_of(level, position) for level, position in subtrees(start, end)])
+    return fold([hash_of(level, position) for level, position in subtrees(start, end)])
 
 
 def root(size: int, hash_of: HashOf) -> bytes:
@@ -183,11 +183,12 @@ def prefix_roots(leaves: Sequence[bytes], sizes: Sequence[int]) -> dict[int, byt
                 level += 1
             edge.append((level, running))
         if count in wanted:
-            roots[count] = _fold([value for _, value in edge])
+            roots[count] = fold([value for _, value in edge])
     return roots
 
 
-def _fold(hashes: Sequence[bytes]) -> bytes:
+def fold(hashes: Sequence[bytes]) -> bytes:
+    """The tree hash over complete subtrees that follow each other, largest first, as `subtrees` lists them."""
     if not hashes:
         return EMPTY_ROOT
     *left, last = hashes

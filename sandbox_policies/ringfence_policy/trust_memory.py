@@ -75,7 +75,7 @@ class TrustMemory:
             TrustRefused: Another process accepted another document under the same number.
         """
         # Another connection wrote since, or what was written here was rolled back: look at every store again.
-        state = (self._database.rows("PRAGMA data_version")[0][0], self._database.undone)
+        state = self._database.version[:2]
         is_behind = state != self._seen
         changed = [name for name, store in self._stores.items() if is_behind or store.revision != self._saved[name]]
         if not changed:
