@@ -25,6 +25,7 @@ from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_client.papers import denial_of
 from ringfence_client.use import Result, check_training, use_together
+from ringfence_policy.database import SyncedTogether, synced_together
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import Fault, LedgerFault, RingfenceError, TrustRefused
 from ringfence_policy.identity import PublicKey
@@ -48,6 +49,7 @@ from ringfence_policy.protocol import (
 from ringfence_policy.vocabulary import Action
 
 B = TypeVar("B", bound=Body)
+S = TypeVar("S", bound=Prepared | Message)
 
 _log = getLogger(__name__)
 _prepared: ContextVar[Prepared] = ContextVar("ringfence_prepared_use")
@@ -59,12 +61,33 @@ def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Mes
     Each message is decided, charged and answered for its own holder. Only the training of those who are permitted is
     done together.
     """
-    steps = [_first_step(message, context) for message, context in zip(messages, contexts, strict=True)]
-    results = iter(use_together([step for step in steps if isinstance(step, Prepared)]))
-    return [
-        _finish(message, step, next(results)) if isinstance(step, Prepared) else step
-        for message, step in zip(messages, steps, strict=True)
+    with synced_together() as group:
+        steps = [_first_step(message, context) for message, context in zip(messages, contexts, strict=True)]
+    # Invariant: every decision and reservation is on disk, or its holder's data stays closed.
+    steps = [
+        _unless_lost(step, message, context, group)
+        for step, message, context in zip(steps, messages, contexts, strict=True)
     ]
+    results = iter(use_together([step for step in steps if isinstance(step, Prepared)]))
+    with synced_together() as group:
+        replies = [
+            _finish(message, step, next(results)) if isinstance(step, Prepared) else step
+            for message, step in zip(messages, steps, strict=True)
+        ]
+    # Invariant: what leaves is spent on disk, or it does not leave.
+    return [
+        reply if isinstance(step, Message) else _unless_lost(reply, message, context, group)
+        for reply, step, message, context in zip(replies, steps, messages, contexts, strict=True)
+    ]
+
+
+def _unless_lost(step: S, message: Message, context: Context, group: SyncedTogether) -> S | Message:
+    """A holder's step, or the failure that it amounts to where the holder's disk did not take it."""
+    try:
+        fault = group.fault_of(_node(context).database)
+    except RingfenceError:
+        return step  # the node could not be opened, and the step says so
+    return step if fault is None else _refuse(message, denial_of(fault, point=Point.BEFORE_TRAINING))
 
 
 def enforcement_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

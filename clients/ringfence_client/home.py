@@ -29,32 +29,57 @@ class HolderHome:
 
     def read_policy(self) -> UsagePolicy:
         """The usage policy as policy.toml says it now, signed or not."""
-        return read_policy(self.directory / "policy.toml")
+        return read_policy(self.policy_file)
 
-    @property
+    @cached_property
     def state(self) -> Path:
         """What Ringfence keeps for the holder."""
         return self.directory / "state"
 
-    @property
+    @cached_property
     def keys(self) -> Path:
         """Private keys."""
         return self.state / "keys"
 
-    @property
+    @cached_property
     def papers(self) -> Path:
         """Signed documents, public."""
         return self.state / "papers"
 
-    @property
+    @cached_property
     def database(self) -> Path:
         """The ledger and the evidence log."""
         return self.state / "ledger.db"
 
+    @cached_property
+    def key_list(self) -> Path:
+        """The signed key list."""
+        return self.papers / "keys.jws"
+
+    @cached_property
+    def signed_policy(self) -> Path:
+        """The usage policy as it was signed last."""
+        return self.papers / "policy.jws"
+
+    @cached_property
+    def policy_file(self) -> Path:
+        """The usage policy as its data officer writes it."""
+        return self.directory / "policy.toml"
+
+    @cached_property
+    def status(self) -> Path:
+        """The newest signed status."""
+        return self.papers / "status.jws"
+
+    @cached_property
+    def status_number(self) -> Path:
+        """The number of the status that was signed here last."""
+        return self.keys / "status.number"
+
     @property
     def is_set_up(self) -> bool:
         """Whether keys were made and a policy was signed here."""
-        return (self.papers / "keys.jws").exists()
+        return self.key_list.exists()
 
     @property
     def schema_file(self) -> Path:
@@ -62,12 +87,12 @@ class HolderHome:
         own = self.directory / "schema.toml"
         return own if own.exists() else self.directory.parent.parent / "schema.toml"
 
-    @property
+    @cached_property
     def peers(self) -> Path:
         """Root keys of the other holders that this one knows."""
         return self.papers / "peers.json"
 
-    @property
+    @cached_property
     def agreed_schema(self) -> Path:
         """The digest of the schema that the data officer agreed to. A plan with another one is never read data by."""
         return self.papers / "schema.digest"

@@ -26,7 +26,6 @@ from ringfence_policy.strict_toml import read_toml
 STATUS_LIFETIME_MS = 15 * 60 * 1000
 _DAY_MS = 24 * 60 * 60 * 1000
 _KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
-_STATUS_MARK = "status.number"
 _ROLES = {"policy": Role.POLICY, "status": Role.STATUS, "node": Role.NODE}
 
 
@@ -78,14 +77,14 @@ def checked_policy(home: HolderHome) -> UsagePolicy:
     Raises:
         DocumentInvalid: It cannot be read, or speaks of another holder or dataset.
     """
-    policy = read_policy(home.directory / "policy.toml")
+    policy = read_policy(home.policy_file)
     expected = (home.profile.holder_id, home.profile.dataset.dataset_id)
     if (policy.holder_id, policy.dataset_id) != expected:
         raise DocumentInvalid(
             "the policy is for another holder or dataset",
             expected=" and ".join(expected),
             got=f"{policy.holder_id} and {policy.dataset_id}",
-            where=str(home.directory / "policy.toml"),
+            where=str(home.policy_file),
             next_step="make holder and dataset agree in holder.toml and policy.toml",
         )
     return policy
@@ -136,7 +135,7 @@ def sign_policy(home: HolderHome) -> UsagePolicy:
                 "the policy changed, its version did not rise",
                 expected=f"version = {signed.version + 1} or higher",
                 got=f"version = {policy.version}",
-                where=str(home.directory / "policy.toml"),
+                where=str(home.policy_file),
             )
     _write_policy(home.papers, policy, SigningKey.load(home.keys / "policy.jwk"))
     return policy
@@ -144,7 +143,7 @@ def sign_policy(home: HolderHome) -> UsagePolicy:
 
 def signed_policy(home: HolderHome) -> UsagePolicy | None:
     """The policy last signed here with the officer's own key, or None."""
-    path = home.papers / "policy.jws"
+    path = home.signed_policy
     if not path.exists():
         return None
     key = SigningKey.load(home.keys / "policy.jwk").public()
@@ -156,7 +155,7 @@ def is_revoked(home: HolderHome) -> bool:
     policy = signed_policy(home)
     key = SigningKey.load(home.keys / "status.jwk").public()
     try:
-        document = open_signed((home.papers / "status.jws").read_text(), type=DocumentType.STATUS, key=key)
+        document = open_signed((home.status).read_text(), type=DocumentType.STATUS, key=key)
         return policy is None or Status.from_document(document).revocation_of(policy.policy_id) is not None
     except (OSError, Refused):
         return True
@@ -199,7 +198,7 @@ def _alone(home: HolderHome) -> Iterator[None]:
 
 def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy | None = None) -> Status:
     key = SigningKey.load(home.keys / "status.jwk")
-    path = home.papers / "status.jws"
+    path = home.status
     current = Status.from_document(open_signed(path.read_text(), type=DocumentType.STATUS, key=key.public()))
     revoked = current.revoked
     if current.seq < last_signed_status(home):
@@ -221,7 +220,7 @@ def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy |
         revoked=revoked,
     )
     write_durably(path, sign(status.to_document(), type=DocumentType.STATUS, key=key).encode())
-    write_durably(home.keys / _STATUS_MARK, str(status.seq).encode())
+    write_durably(home.status_number, str(status.seq).encode())
     return status
 
 
@@ -231,11 +230,11 @@ def last_signed_status(home: HolderHome) -> int:
     Raises:
         TrustRefused: The note of it is unreadable.
     """
-    path = home.keys / _STATUS_MARK
-    if not path.exists():
-        return 0
+    path = home.status_number
     try:
         return int(path.read_text())
+    except FileNotFoundError:
+        return 0
     except (OSError, ValueError):
         raise TrustRefused("the number of the last status is unreadable", where=str(path)) from None
 

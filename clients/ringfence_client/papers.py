@@ -47,15 +47,15 @@ def read_papers(
     A status in the second half of its life is renewed by the holder's own service: the same revocations, a later date.
     """
     try:
-        keys_token = files.read(home.papers / "keys.jws", bytes.decode)
+        keys_token = files.read(home.key_list, bytes.decode)
         trust.accept_keys(keys_token)
         try:
-            policy_token = files.read(home.papers / "policy.jws", bytes.decode)
+            policy_token = files.read(home.signed_policy, bytes.decode)
         except FileNotFoundError:
             return Decision.deny("no-policy", point=point)
         trust.accept_policy(policy_token, now_ms)
         policy = policy_in(policy_token)
-        written = files.read(home.directory / "policy.toml", lambda _: home.read_policy())
+        written = files.read(home.policy_file, lambda _: home.read_policy())
     except (OSError, UnicodeDecodeError, RingfenceError) as error:
         summary = error.summary if isinstance(error, RingfenceError) else type(error).__name__
         return Decision.deny("signature", limit="a policy signed under the holder's keys", actual=summary, point=point)
@@ -109,7 +109,7 @@ def read_token(path: Path) -> str:
 
 
 def _status(home: HolderHome, files: WatchedFiles, trust: TrustStore, *, now_ms: int) -> tuple[Status | None, str]:
-    path = home.papers / "status.jws"
+    path = home.status
     # Asked before the status is read: the officer signs first and notes the number afterwards.
     newest = last_signed_status(home)
     try:

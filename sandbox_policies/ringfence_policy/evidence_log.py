@@ -20,7 +20,7 @@ from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision
 from ringfence_policy.documents import Checkpoint
 from ringfence_policy.errors import EvidenceRefused, LedgerFault
-from ringfence_policy.evidence_records import parse_record
+from ringfence_policy.evidence_records import parse_line
 from ringfence_policy.identity import DocumentType, SigningKey, sign
 
 _SCHEMA_VERSION = 1
@@ -132,7 +132,7 @@ class EvidenceLog:
         """Add one record, inside the caller's transaction where there is one.
 
         Args:
-            record: A record that `parse_record` knows; the log adds nothing to it.
+            record: A record that `parse_line` knows; the log adds nothing to it.
             private: Details to keep beside it. The record must carry their digest as `private_digest`.
 
         Returns:
@@ -143,7 +143,7 @@ class EvidenceLog:
         """
         try:
             data = canonical.encode(dict(record))
-            parse_record(record)
+            parse_line(record, data)
         except (TypeError, ValueError, EvidenceRefused) as error:
             raise LedgerFault("this may not stand in an evidence log", got=str(error)) from error
         if private is not None and record.get("private_digest") != private.digest:

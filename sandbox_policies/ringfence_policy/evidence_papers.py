@@ -20,7 +20,7 @@ from ringfence_policy.evidence_records import (
     HolderDecision,
     Record,
     Sent,
-    parse_record,
+    parse_line,
 )
 from ringfence_policy.identity import DocumentType, PublicKey, parse
 from ringfence_policy.plan import TrainingPlan
@@ -365,4 +365,4 @@ def _record(line: bytes) -> Record:
     value = canonical.decode(line)
     if not isinstance(value, dict):
         raise EvidenceRefused("a log line is not a record")
-    return parse_record(value)
+    return parse_line(value, line)

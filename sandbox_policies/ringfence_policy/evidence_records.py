@@ -2,7 +2,7 @@
 
 Closed on purpose. A log is exported whole, so a member that nobody foresaw could carry a count of records or a score to
 everyone who reads the evidence; and a record that no verifier understands would prove nothing. Writer and verifier
-share these shapes: `EvidenceLog.append` refuses what `parse_record` does not know.
+share these shapes: `EvidenceLog.append` refuses what `parse_line` does not know.
 
 `run` is "" and `round` 0 for what belongs to no run or round. `at_ms` is the writer's own clock.
 """
@@ -212,6 +212,7 @@ _AT_COORDINATOR: Mapping[str, type[Record]] = {
     "peer-checkpoint": PeerCheckpointAtCoordinator,
     "resumed": Resumed,
 }
+_ANYWHERE: Mapping[str, type[Record]] = {**_AT_COORDINATOR, **_AT_HOLDER}
 _READERS: Mapping[type[Record], TypeAdapter[Any]] = {
     shape: TypeAdapter(shape) for shape in {*_AT_HOLDER.values(), *_AT_COORDINATOR.values()}
 }
@@ -227,16 +228,23 @@ def parse_record(record: Mapping[str, Any]) -> Record:
     Raises:
         EvidenceRefused: An unknown kind, a missing or unknown member, or a wrong type. Names members, never values.
     """
+    return parse_line(record, canonical.encode(dict(record)))
+
+
+def parse_line(record: Mapping[str, Any], line: bytes) -> Record:
+    """As `parse_record`, where the record's canonical bytes are at hand already.
+
+    Raises:
+        EvidenceRefused: As `parse_record`.
+    """
     kind = record.get("kind")
-    shapes: Mapping[str, type[Record]] = {**_AT_COORDINATOR, **_AT_HOLDER}
-    if "holder" in record:
-        shapes = _AT_COORDINATOR
+    shapes = _AT_COORDINATOR if "holder" in record else _ANYWHERE
     if not isinstance(kind, str) or kind not in shapes:
         raise EvidenceRefused(
             "an unknown kind of evidence record", expected=f"one of {', '.join(sorted(shapes))}", got=repr(kind)[:80]
         )
     try:
-        found: Record = _READERS[shapes[kind]].validate_json(canonical.encode(dict(record)))
+        found: Record = _READERS[shapes[kind]].validate_json(line)
     except ValidationError as error:
         places = sorted({".".join(str(part) for part in item["loc"]) or "the whole" for item in error.errors()})
         raise EvidenceRefused(

@@ -65,6 +65,7 @@ class LedgerReader:
         self._fit_plans: dict[tuple[Budget, DpMechanism, History, bool], _FitPlan] = {}
         self._answers: dict[tuple[Any, ...], Any] = {}
         self._answered_at: tuple[int, int, int] | None = None
+        self._is_answering = False
 
     def history(self, dataset_id: str, *, policy_id: str | None = None, reserved: bool = True) -> History:
         """What was done to a dataset, all policies together or under one.
@@ -350,12 +351,17 @@ class LedgerReader:
 
     def _while_unchanged(self, key: tuple[Any, ...], read: Callable[[], T]) -> T:
         """What `read` gave, until anything in the database may have changed."""
-        version = self._database.version
-        if version != self._answered_at:
-            self._answers.clear()
-            self._answered_at = version
+        if not self._is_answering:  # what answers a question asks its own questions of the same state
+            version = self._database.version
+            if version != self._answered_at:
+                self._answers.clear()
+                self._answered_at = version
         if key not in self._answers:
-            self._answers[key] = read()
+            outer, self._is_answering = self._is_answering, True
+            try:
+                self._answers[key] = read()
+            finally:
+                self._is_answering = outer
         answer: T = self._answers[key]
         return answer
 

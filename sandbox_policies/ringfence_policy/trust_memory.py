@@ -35,6 +35,7 @@ class TrustMemory:
         database.install("trust memory", version=_SCHEMA_VERSION, statements=_STATEMENTS)
         self._stores: dict[str, TrustStore] = {}
         self._saved: dict[str, int] = {}
+        self._written: dict[str, str] = {}
         self._seen = (-1, -1)
 
     @property
@@ -84,9 +85,9 @@ class TrustMemory:
             for name in changed:
                 store = self._stores[name]
                 kept = connection.execute("SELECT memory FROM trust WHERE name = ?", (name,)).fetchone()
-                if kept is not None:
+                if kept is not None and kept[0] != self._written.get(name):
                     store.catch_up(self._read(name, kept[0]))
-                written = json.dumps(store.memory(), sort_keys=True)
+                written = self._written[name] = store.to_json()
                 if kept is None or kept[0] != written:
                     connection.execute(
                         "INSERT INTO trust VALUES (?, ?) ON CONFLICT DO UPDATE SET memory = excluded.memory",

@@ -65,6 +65,10 @@ class TrustStore:
         """The high-water marks as plain JSON, for the caller to keep on disk."""
         return copy.deepcopy(self._memory)
 
+    def to_json(self) -> str:
+        """The high-water marks as `memory` gives them, as one line of JSON."""
+        return json.dumps(self._memory, sort_keys=True)
+
     def catch_up(self, memory: Mapping[str, Any]) -> None:
         """Take over what another process has learnt about the same signer: of two marks, always the later one.
 

@@ -14,7 +14,7 @@ from ringfence_policy import canonical
 from ringfence_policy.bundle import write_bundle
 from ringfence_policy.documents import manifest_document
 from ringfence_policy.errors import RingfenceError
-from ringfence_policy.evidence_records import parse_record
+from ringfence_policy.evidence_records import parse_line
 from ringfence_policy.identity import DocumentType, PublicKey, parse, sign
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
@@ -78,7 +78,8 @@ def is_readable(reply: EvidenceReply) -> bool:
     """Whether what a holder handed over is a log at all. If not, it goes without evidence, and verification says so."""
     try:
         for line in reply.records:
-            parse_record(canonical.decode(line.encode()))
+            data = line.encode()
+            parse_line(canonical.decode(data), data)
     except (RingfenceError, AttributeError, UnicodeEncodeError):
         return False
     return True

@@ -7,6 +7,8 @@ from ringfence_client.datasource import HolderData
 from ringfence_client.enforcement import FAILED_DIGEST
 from ringfence_client.evaluation import score_counts
 from ringfence_client.opacus_trainer import OpacusTrainer
+from ringfence_policy.database import Database
+from ringfence_policy.errors import LedgerFault
 from ringfence_policy.protocol import FAULT_CODE
 from ringfence_server.conversation import read_refusal
 
@@ -43,6 +45,30 @@ def test_an_attempt_that_failed_is_charged_and_cannot_be_made_again(tiny_run, mo
     again = run.request("elm", attempt=1)
     assert read_refusal(again).clauses == ("attempt",)
     assert run.spent("elm") == spent
+
+
+def test_a_holder_whose_disk_fails_uses_no_data_and_costs_the_others_nothing(tiny_run, monkeypatch):
+    """The decision was committed, but not on disk: as long as that is so, its data stays closed."""
+    run = tiny_run()
+    trained = []
+    train = OpacusTrainer.train
+    monkeypatch.setattr(
+        OpacusTrainer, "train", lambda self, jobs: trained.extend(job.holder_id for job in jobs) or train(self, jobs)
+    )
+    sync, broken = Database.sync, []
+
+    def fail(database):
+        if database in broken:
+            raise LedgerFault("the disk did not take what was recorded")
+        sync(database)
+
+    monkeypatch.setattr(Database, "sync", fail)
+    run.before("train", 1, lambda: broken.append(run.node("elm").database))
+    (outcome,) = run.train(rounds=1)
+    assert {"alder", "birch"} <= set(trained)
+    assert "elm" not in trained
+    assert outcome.cohort == ["alder", "birch"]
+    assert {one.holder: one.clauses for one in outcome.refused} == {"elm": ("ledger-fault",)}
 
 
 def test_a_model_that_overflows_for_some_records_still_gives_every_record_one_cell():

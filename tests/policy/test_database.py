@@ -1,5 +1,6 @@
 """The database denies rather than forgets: durable or nothing, and every sqlite3 error is a LedgerFault."""
 
+import errno
 import multiprocessing
 import os
 import sqlite3
@@ -7,10 +8,11 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from ringfence_policy.database import APPLICATION_ID, Database
+from ringfence_policy.database import APPLICATION_ID, Database, synced_together
 from ringfence_policy.errors import BudgetExhausted, LedgerFault
 
 TABLE = ["CREATE TABLE note (text TEXT NOT NULL CHECK (text <> 'bad')) STRICT"]
@@ -39,9 +41,95 @@ def notes(database):
     return [row[0] for row in database.rows("SELECT text FROM note ORDER BY rowid")]
 
 
-def test_each_commit_waits_for_the_disk_and_foreign_keys_are_enforced(database):
+@pytest.fixture
+def disk(monkeypatch):
+    """The disk, watched: one entry for each time somebody waits for it."""
+
+    class Disk:
+        def __init__(self):
+            self.waits = []
+            self.fails = False
+
+        def take(self, descriptor):
+            self.waits.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+            if self.fails:
+                raise OSError(errno.EIO, "Input/output error")
+
+    watched = Disk()
+    monkeypatch.setattr(os, "fdatasync", watched.take)
+    return watched
+
+
+def test_commits_are_in_a_write_ahead_log_and_foreign_keys_are_enforced(database):
     pragma = {name: database.rows(f"PRAGMA {name}")[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")}
-    assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    assert pragma == {"journal_mode": "wal", "synchronous": 1, "foreign_keys": 1}
+
+
+def test_each_outermost_commit_waits_for_the_disk_before_the_block_ends(database, disk):
+    for number in (1, 2):
+        with database.transaction() as connection:
+            write(connection, "one")
+            with database.transaction() as inner:
+                write(inner, "two")
+            assert len(disk.waits) == number - 1
+        assert disk.waits == [f"{database.path}-wal"] * number
+
+
+def test_what_the_disk_did_not_take_ends_the_connection(database, disk):
+    disk.fails = True
+    with pytest.raises(LedgerFault, match="did not take"):
+        write_and_raise(database, ["one"])
+    disk.fails = False
+    with pytest.raises(LedgerFault, match="did not take"):
+        notes(database)
+    with pytest.raises(LedgerFault, match="did not take"):
+        write_and_raise(database, ["two"])
+
+
+def test_databases_that_are_synced_together_each_wait_once_at_the_end_of_the_block(tmp_path, disk):
+    opened = [Database.open(tmp_path / f"{number}.db") for number in range(20)]
+    for database in opened:
+        database.install("notes", version=1, statements=TABLE)
+    disk.waits.clear()
+    with synced_together() as together:
+        for database in opened[:-1]:
+            write_and_raise(database, ["one"])
+            write_and_raise(database, ["two"])
+        assert disk.waits == []
+    assert sorted(disk.waits) == sorted(f"{database.path}-wal" for database in opened[:-1])
+    assert [together.fault_of(database) for database in opened] == [None] * 20
+    write_and_raise(opened[0], ["three"])
+    assert len(disk.waits) == 20
+
+
+def test_one_disk_that_fails_among_many_is_that_holders_fault_alone(tmp_path, monkeypatch):
+    opened = [Database.open(tmp_path / f"{number}.db") for number in range(3)]
+    for database in opened:
+        database.install("notes", version=1, statements=TABLE)
+    broken = Path(f"{opened[1].path}-wal").stat().st_ino
+
+    def take(descriptor):
+        if os.fstat(descriptor).st_ino == broken:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", take)
+    with synced_together() as together:
+        for database in opened:
+            write_and_raise(database, ["one"])
+    assert [together.fault_of(database) is None for database in opened] == [True, False, True]
+    assert notes(opened[0]) == notes(opened[2]) == ["one"]
+    with pytest.raises(LedgerFault):
+        notes(opened[1])
+
+
+def test_a_block_that_fails_still_waits_for_what_was_committed_in_it(database, disk):
+    def fail():
+        write_and_raise(database, ["one"])
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), synced_together():
+        fail()
+    assert disk.waits == [f"{database.path}-wal"]
 
 
 def test_only_the_owner_may_read_the_file_and_its_side_files(database):
