@@ -232,7 +232,7 @@ def rounds_that_fit(
 
     if at_most <= 0 or not fits(1):
         return 0
-    if fits(at_most):
+    if at_most == 1 or fits(at_most):
         return at_most
     low, high = 1, at_most
     while high - low > 1:
@@ -345,11 +345,12 @@ def _fits(history: History, cap: int, delta_pico: int, *, adaptive: bool) -> boo
     if adaptive and filtered_epsilon(history, epsilon_cap_micro=cap, delta_pico=delta_pico) * MICRO > cap:
         return False
     delta = delta_pico / PICO
-    composed = None if _without_sampling(profile, delta) * MICRO <= cap else _composed(profile, delta)
+    composed = _composed(profile, delta)
     if composed is None:
         return _micro(history, delta_pico) <= cap
     # Asked a little below the cap, by more than the rounding that `_epsilon` adds: what fits here also fits there.
-    return composed.delta(max(0.0, cap / MICRO - 2 * _SEARCH_ROUNDING)) <= delta
+    asked = max(0.0, cap / MICRO - 2 * _SEARCH_ROUNDING)
+    return composed.delta(asked) <= delta or _gaussian_delta(asked, _mu_without_sampling(profile)) <= delta
 
 
 @functools.lru_cache(maxsize=4096)
@@ -397,16 +398,19 @@ def _sensitivity(mechanism: DpMechanism) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _epsilon(profile: _Profile, delta: float) -> float:
-    bound = _without_sampling(profile, delta)
+    mu = _mu_without_sampling(profile)
     composed = _composed(profile, delta) if profile.sampled else None
-    # Both are valid; the smaller is the better bound.
-    return bound if composed is None else min(bound, composed.epsilon(delta) + _SEARCH_ROUNDING)
+    if composed is None:
+        return _gaussian_epsilon(mu, delta)
+    found = composed.epsilon(delta) + _SEARCH_ROUNDING
+    # Both bounds are valid; the smaller is the better one.
+    return min(found, _gaussian_epsilon(mu, delta)) if _gaussian_delta(found, mu) <= delta else found
 
 
-def _without_sampling(profile: _Profile, delta: float) -> float:
+def _mu_without_sampling(profile: _Profile) -> float:
     shift = 2 if profile.replace_one else 1
     squares = (steps * (shift * MICRO / noise) ** 2 for noise, _, steps in profile.sampled)
-    return _gaussian_epsilon(math.sqrt(math.fsum([profile.squared, *squares])), delta)
+    return math.sqrt(math.fsum([profile.squared, *squares])) * (1 + 1e-12)
 
 
 def _composed(profile: _Profile, delta: float) -> "Composed | None":
