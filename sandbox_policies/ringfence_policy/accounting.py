@@ -400,9 +400,9 @@ def _sensitivity(mechanism: DpMechanism) -> float:
 def _epsilon(profile: _Profile, delta: float) -> float:
     mu = _mu_without_sampling(profile)
     composed = _composed(profile, delta) if profile.sampled else None
-    if composed is None:
+    found = math.inf if composed is None else composed.epsilon(delta) + _SEARCH_ROUNDING
+    if math.isinf(found):
         return _gaussian_epsilon(mu, delta)
-    found = composed.epsilon(delta) + _SEARCH_ROUNDING
     # Both bounds are valid; the smaller is the better one.
     return min(found, _gaussian_epsilon(mu, delta)) if _gaussian_delta(found, mu) <= delta else found
 

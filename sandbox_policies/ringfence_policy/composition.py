@@ -94,8 +94,8 @@ class Composed:
 
     def epsilon(self, delta: float) -> float:
         """The least epsilon >= 0 at which the bound is at most `delta`; infinity where it never is."""
-        found = 0.0
-        for direction in self.directions:
+        found = self._epsilon(self.directions[0], delta)
+        for direction in self.directions[1:]:
             if self._delta(direction, found) > delta:
                 found = self._epsilon(direction, delta)
         return found
