@@ -4,6 +4,7 @@ The data itself is used elsewhere (`enforcement`). Everything said here is signe
 count of records.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from decimal import Decimal
@@ -21,7 +22,7 @@ from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.signed_requests import check_request
 from ringfence_client.watched_files import WatchedFiles
-from ringfence_policy.accounting import epsilon_micro
+from ringfence_policy.accounting import PICO, epsilon_micro, epsilon_under
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Role
@@ -32,7 +33,7 @@ from ringfence_policy.gate import PolicyGate
 from ringfence_policy.identity import DocumentType, PublicKey, SigningKey
 from ringfence_policy.ledger import HoldState, PrivacyLedger, now_ms
 from ringfence_policy.log_views import LogViews
-from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.mechanism import MICRO, DpMechanism
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.protocol import (
@@ -52,7 +53,7 @@ from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import settle
 from ringfence_policy.trust_memory import remembered
 from ringfence_policy.trust_store import TrustStore
-from ringfence_policy.vocabulary import Action
+from ringfence_policy.vocabulary import Action, Relation
 
 
 class HolderNode:
@@ -216,6 +217,8 @@ class HolderNode:
             records = tuple(line.decode() for line in self.log.lines())
             checkpoint = self.log.checkpoint(key=self._key, now_ms=self.clock())
         dataset = self.home.profile.dataset
+        spent = self.ledger.history(dataset.dataset_id, reserved=False)
+        replaced = epsilon_under(spent, relation=Relation.REPLACE_ONE, delta=dataset.delta_pico / PICO)
         return EvidenceReply(
             keys=read_token(self.home.papers / "keys.jws"),
             policies=tuple(read_token(path) for path in sorted((self.home.papers / "policies").glob("*.jws"))),
@@ -223,9 +226,8 @@ class HolderNode:
             participation=participation,
             records=records,
             checkpoint=checkpoint,
-            dataset_epsilon_micro=epsilon_micro(
-                self.ledger.history(dataset.dataset_id, reserved=False), delta_pico=dataset.delta_pico
-            ),
+            dataset_epsilon_micro=epsilon_micro(spent, delta_pico=dataset.delta_pico),
+            dataset_epsilon_replace_one_micro=math.ceil(replaced * MICRO),
             dataset_delta_pico=dataset.delta_pico,
         )
 

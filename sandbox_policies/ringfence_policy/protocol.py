@@ -239,4 +239,5 @@ class EvidenceReply(Body):
     records: tuple[str, ...]
     checkpoint: Token
     dataset_epsilon_micro: int = Field(ge=0)
+    dataset_epsilon_replace_one_micro: int = Field(ge=0)  # the same noise read under the other relation, for display
     dataset_delta_pico: int = Field(ge=0)

@@ -134,10 +134,11 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
-    """What the privacy claim rests on."""
+    """What the privacy claim rests on. `replaced` is each holder's epsilon read under replace-one."""
 
     unit: str
     relation: str
+    replaced: Mapping[str, float]
     noise_source: str
     accountant: str
     trusted: tuple[str, ...]
@@ -215,6 +216,11 @@ def read_summary(summary: Mapping[str, Any]) -> Run:
         privacy=Privacy(
             unit=_text(privacy.get("unit")),
             relation=_text(privacy.get("relation")),
+            replaced={
+                _text(holder): value
+                for holder, facts in _mapping(privacy.get("holders")).items()
+                if (value := _number(_mapping(facts).get("epsilon_replace_one"))) is not None
+            },
             noise_source=noise_source,
             accountant=_text(privacy.get("accountant")),
             trusted=_texts(privacy.get("trusted")),

@@ -146,7 +146,13 @@ def noise_source(run: Run) -> str:
 def relation(run: Run) -> str:
     """What makes two datasets neighbours, in words."""
     sentence = _RELATIONS.get(run.privacy.relation)
-    return sentence.format(unit=run.privacy.unit or "record") if sentence else run.privacy.relation or "not stated"
+    if not sentence:
+        return run.privacy.relation or "not stated"
+    words = sentence.format(unit=run.privacy.unit or "record")
+    if run.privacy.relation != "add-or-remove" or not run.privacy.replaced:
+        return words
+    numbers = ", ".join(f"{holder} {epsilon(value)}" for holder, value in run.privacy.replaced.items())
+    return f"{words}. The same noise read under replace one: epsilon {numbers}"
 
 
 def refusal_words(refusal: Refusal) -> str:

@@ -242,7 +242,11 @@ def _privacy(results: Results) -> dict[str, Any]:
         "trusted": list(TRUSTED),
         "not_covered": [*NOT_COVERED, *([EXACT_NOT_COVERED] if exact else []), *([NO_UNLEARNING] if revoked else [])],
         "holders": {
-            holder_id: {"epsilon": reply.dataset_epsilon_micro / 1e6, "delta": reply.dataset_delta_pico / 1e12}
+            holder_id: {
+                "epsilon": reply.dataset_epsilon_micro / 1e6,
+                "epsilon_replace_one": reply.dataset_epsilon_replace_one_micro / 1e6,
+                "delta": reply.dataset_delta_pico / 1e12,
+            }
             for holder_id, reply in sorted(results.evidence.items())
         },
     }

@@ -169,3 +169,11 @@ def test_a_round_whose_only_update_was_rejected_is_not_committed(example_summary
     summary = example_summary()
     summary["rounds"][12]["rejected_updates"] = [{"holder": "cleveland", "code": "nan", "reason": "not finite"}]
     assert not read_summary(summary).rounds[12].committed
+
+
+def test_the_relation_names_what_the_same_noise_costs_when_a_record_is_replaced(example_summary):
+    summary = example_summary()
+    summary["privacy"]["holders"] = {"budapest": {"epsilon": 0.8, "epsilon_replace_one": 1.9, "delta": 1e-5}}
+    words = report_words.relation(read_summary(summary))
+    assert words.startswith("add or remove one")
+    assert "replace one: epsilon budapest 1.900" in words
