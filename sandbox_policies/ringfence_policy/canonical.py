@@ -18,7 +18,6 @@ from ringfence_policy.errors import TrustRefused
 MAX_SAFE_INTEGER = 2**53 - 1
 
 _WRITE = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")).encode
-_PLAIN = frozenset({str, bool, type(None)})
 
 
 def encode(value: Any) -> bytes:
@@ -68,22 +67,25 @@ def digest_bytes(data: bytes) -> str:
 def _has_ascii_keys(value: Any) -> bool:
     """Whether all keys are ASCII, whose order Python and RFC 8785 agree on. Refuses whatever is not canonical JSON."""
     kind = type(value)
-    if kind in _PLAIN:
+    if kind is str or kind is bool or value is None:
         return True
-    if isinstance(value, int):
-        if not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
-            raise ValueError("an integer is too large for canonical JSON")
-        return True
-    if isinstance(value, dict):
+    if kind is dict or isinstance(value, dict):
         ascii_keys = True
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError("a key of a signed or logged document is text")
-            is_plain = _has_ascii_keys(item)  # first of all: every item is looked at, whatever the keys are
-            ascii_keys = is_plain and key.isascii() and ascii_keys
+            # Every item is looked at, whatever the keys are; text, the most of them, without a call.
+            if type(item) is not str and not _has_ascii_keys(item):
+                ascii_keys = False
+            if not key.isascii():
+                ascii_keys = False
         return ascii_keys
     if isinstance(value, list | tuple):
-        return all([_has_ascii_keys(item) for item in value])  # noqa: C419 -- as above: every item is looked at
+        return all([type(item) is str or _has_ascii_keys(item) for item in value])  # noqa: C419 -- every item
+    if isinstance(value, int):
+        if not -MAX_SAFE_INTEGER <= value <= MAX_SAFE_INTEGER:
+            raise ValueError("an integer is too large for canonical JSON")
+        return True
     if isinstance(value, str):
         return True
     raise TypeError(f"{kind.__name__} has no place in signed or logged documents")
