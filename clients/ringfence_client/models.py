@@ -102,25 +102,38 @@ def write_arrays(module: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]
             finite (a gradient at such a point could carry a record past the clipping).
     """
     parameters = dict(module.named_parameters())
-    if set(arrays) != set(parameters):
+    check_arrays(arrays, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.tensor(arrays[name]))
+
+
+def check_arrays(arrays: Mapping[str, npt.NDArray[np.float32]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Make sure that arrays can be a model's parameters.
+
+    Args:
+        arrays: From the coordinator: not trusted.
+        shapes: The model's parameters: names and shapes.
+
+    Raises:
+        TrustRefused: See `write_arrays`.
+    """
+    if set(arrays) != set(shapes):
         raise TrustRefused(
             "these are not this model's parameters",
-            expected=", ".join(sorted(parameters)),
+            expected=", ".join(sorted(shapes)),
             got=f"{len(arrays)} arrays of other names",
             where="model arrays",
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            array = arrays[name]
-            shape = tuple(parameter.shape)
-            if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-                raise TrustRefused(
-                    "a model array cannot be used",
-                    expected=f"finite float32 of shape {shape}",
-                    got=f"{array.dtype} of shape {array.shape}",
-                    where=f"model array '{name}'",
-                )
-            parameter.copy_(torch.tensor(array))
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
+            raise TrustRefused(
+                "a model array cannot be used",
+                expected=f"finite float32 of shape {shape}",
+                got=f"{array.dtype} of shape {array.shape}",
+                where=f"model array '{name}'",
+            )
 
 
 def code_digest(path: str) -> str:

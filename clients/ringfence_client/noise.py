@@ -214,10 +214,27 @@ def snapped(values: torch.Tensor, *, stddev: float) -> torch.Tensor:
     Raises:
         ValueError: `values` is not float64, whose precision the argument needs, or `stddev` is not a finite number > 0.
     """
-    if values.dtype != torch.float64 or not (math.isfinite(stddev) and stddev > 0):
-        raise ValueError("only float64 is snapped, by a finite standard deviation above zero")
-    grid = math.ldexp(1.0, math.frexp(stddev)[1] - 1 - _GRID_BITS)
+    if values.dtype != torch.float64:
+        raise ValueError("only float64 is snapped")
+    grid = snapping_grid(stddev=stddev)
     return (values / grid).round_().mul_(grid)
+
+
+def snapping_grid(*, stddev: float) -> float:
+    """The width of the grid that `snapped` rounds to, for a kernel that rounds by itself (to even, as torch does).
+
+    Args:
+        stddev: The noise's standard deviation; finite and > 0.
+
+    Returns:
+        A power of two. Public.
+
+    Raises:
+        ValueError: `stddev` is not a finite number > 0.
+    """
+    if not (math.isfinite(stddev) and stddev > 0):
+        raise ValueError("the noise's standard deviation is a finite number above zero")
+    return math.ldexp(1.0, math.frexp(stddev)[1] - 1 - _GRID_BITS)
 
 
 def noise_defect(samples: torch.Tensor | Float64Array, *, stddev: float) -> str | None:

@@ -31,6 +31,22 @@ class Draw:
     count: int
 
 
+@dataclass(frozen=True, eq=False)
+class StepDraws:
+    """What joins each of several steps, one after another. As secret as a `Draw`.
+
+    Attributes:
+        rows: int64, positions of the rows that join, ascending within a step.
+        units: int64 of the same length: the drawn unit of each row, numbered from 0 in each step and never falling
+            within it. None where each row is a unit of its own.
+        ends: int64 of shape (steps,): where in `rows` each step's rows end.
+    """
+
+    rows: npt.NDArray[np.int64]
+    units: npt.NDArray[np.int64] | None
+    ends: npt.NDArray[np.int64]
+
+
 def draw(data: HolderData, *, unit: Unit, sampling_rate: float, noise: NoiseSource) -> Draw:
     """Draw one step's units of privacy, with all their rows.
 
@@ -71,3 +87,25 @@ def poisson_sample(units: int, *, sampling_rate: float, noise: NoiseSource) -> n
     if sampling_rate == 1:
         return np.arange(units, dtype=np.int64)
     return np.flatnonzero(noise.uniform(units) < sampling_rate).astype(np.int64)
+
+
+def draw_steps(data: HolderData, *, unit: Unit, sampling_rate: float, noise: NoiseSource, steps: int) -> StepDraws:
+    """Draw several steps' units at once: what `draw` gives when it is called once for each step.
+
+    Args:
+        data: The holder's training records.
+        unit: Record, or subject where the data names subjects.
+        sampling_rate: Probability of each unit.
+        noise: The source of the choice.
+        steps: How many steps, >= 1.
+    """
+    if unit is Unit.RECORD and sampling_rate < 1:
+        drawn = poisson_sample(steps * data.records, sampling_rate=sampling_rate, noise=noise)
+        ends = np.searchsorted(drawn, np.arange(1, steps + 1) * data.records)
+        return StepDraws(drawn % max(1, data.records), None, ends)
+    draws = [draw(data, unit=unit, sampling_rate=sampling_rate, noise=noise) for _ in range(steps)]
+    return StepDraws(
+        rows=np.concatenate([drawn.rows for drawn in draws]),
+        units=np.concatenate([drawn.units for drawn in draws]) if unit is Unit.SUBJECT else None,
+        ends=np.cumsum([len(drawn.rows) for drawn in draws], dtype=np.int64),
+    )

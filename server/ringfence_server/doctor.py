@@ -18,6 +18,7 @@ from ringfence_server.run_file import reach
 _NEEDED = ("flwr", "torch", "opacus", "cedarpy", "joserfc", "numpy")
 NOISE_SOURCE = "ringfence_client.noise:SecureNoise"
 NOISE_CHECK = "ringfence_client.noise:check_noise"
+KERNEL = "ringfence_client.cohort_kernel:best_kernel"
 
 
 def examine(*, as_json: bool) -> int:
@@ -72,6 +73,10 @@ def _noise() -> str:
     return "the noise has the spread it claims, from the operating system's random source"
 
 
+def _kernel() -> str:
+    return f"many small models are trained together by the kernel '{reach(KERNEL)().name}'"
+
+
 def _keys() -> str:
     from ringfence_policy.identity import DocumentType, SigningKey, open_signed, sign  # noqa: PLC0415
 
@@ -95,6 +100,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "libraries": _libraries,
     "policy engine": _engine,
     "noise": _noise,
+    "kernel": _kernel,
     "keys": _keys,
     "ledger": _ledger,
 }

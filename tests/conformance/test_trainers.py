@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ringfence_client.cohort_kernel import CompiledKernel, TorchKernel, load_library
+from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module, initial_arrays, write_arrays
 from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect, snapped
@@ -21,13 +23,25 @@ from ringfence_policy.vocabulary import Relation, Unit
 
 torch.set_num_threads(1)
 
-TRAINERS = [OpacusTrainer]
+
+def compiled_cohort() -> CohortTrainer:
+    library = load_library()
+    if library is None:
+        pytest.skip("no kernel was compiled here")
+    return CohortTrainer(CompiledKernel(library))
+
+
+def torch_cohort() -> CohortTrainer:
+    return CohortTrainer(TorchKernel())
+
+
+TRAINERS = [OpacusTrainer, compiled_cohort, torch_cohort]
 LOGISTIC = {"kind": "logistic-regression"}
 MLP = {"kind": "mlp", "hidden": (6, 4), "seed": 3}
 FEATURES = 5
 
 
-@pytest.fixture(params=TRAINERS, ids=lambda trainer: trainer.name)
+@pytest.fixture(params=TRAINERS, ids=lambda trainer: trainer.__name__)
 def trainer(request) -> Trainer:
     return request.param()
 
@@ -259,6 +273,53 @@ def test_a_cohort_is_trained_as_each_holder_alone(trainer):
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(flat(one.arrays), flat(other.arrays), rtol=1e-5, atol=1e-6)
     assert trainer.train([]) == []
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, 2, 17, 63, 64, 65, 200, 400]),  # records
+            st.sampled_from([1.0, 0.5, 0.1]),  # sampling rate
+            st.integers(1, 4),  # steps
+            st.sampled_from([0.05, 0.7, 50.0]),  # clipping norm
+            st.sampled_from([0.05, 0.5]),  # learning rate
+            st.sampled_from([0.0, 0.4]),  # proximal_mu
+            st.booleans(),  # by subject
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_holders_that_differ_in_everything_are_each_trained_as_by_opacus_alone(wanted):
+    """Ragged cohorts: what is padded, skipped or packed for one holder must not show in another."""
+
+    def jobs():
+        return [
+            job(
+                holder_id=str(number),
+                model=MLP,
+                data=data(records, seed=number, subjects=max(1, records // 4) if by_subject else None),
+                mechanism=mechanism(
+                    sampling_rate=rate,
+                    steps=steps,
+                    clipping_norm=clip,
+                    unit=Unit.SUBJECT if by_subject else Unit.RECORD,
+                ),
+                learning_rate=learning_rate,
+                proximal_mu=mu,
+                noise=RehearsalNoise(number),
+            )
+            for number, (records, rate, steps, clip, learning_rate, mu, by_subject) in enumerate(wanted)
+        ]
+
+    expected = OpacusTrainer().train(jobs())
+    for trained in (compiled_cohort, torch_cohort):
+        for update, one, start in zip(trained().train(jobs()), expected, jobs(), strict=True):
+            assert update.holder_id == one.holder_id
+            assert update.applied == one.applied
+            moved = np.linalg.norm(flat(one.arrays) - flat(start.arrays))
+            assert np.linalg.norm(flat(update.arrays) - flat(one.arrays)) < 1e-5 * moved + 1e-7
 
 
 def test_the_global_model_is_not_changed(trainer):

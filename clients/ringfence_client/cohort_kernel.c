@@ -1,0 +1,146 @@
+/* DP-SGD steps of linear models and multilayer perceptrons, compiled: the same steps as TorchKernel in cohort_kernel.py,
+ * which is what runs where this could not be built. No state, no threads, no input or output, and no randomness: what to
+ * draw and which noise to add is given. The steps stand in cohort_kernel_steps.h, made here for each instruction set.
+ */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The digest of these two files: a library that was built from others is not loaded. */
+const char *ringfence_source = RINGFENCE_SOURCE;
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 8")
+#define PIECE 64   /* rows at once, in a processor's nearest cache; in short draws, whose products are summed in float32 */
+#define SHORT 128  /* units in a short draw: PIECE x SHORT <= 2^13, the room that trainer.py leaves for such rounding */
+#define COLUMNS 16 /* floats to which widths are padded: one register of AVX-512, two of AVX2 */
+
+/* What one call does; CompiledKernel in cohort_kernel.py has the same members in the same order. */
+struct steps {
+    int64_t layers;         /* linear layers, the last with one output */
+    int64_t parameters;     /* numbers in `weights`, `anchor` and a step's noise */
+    int64_t steps;          /* how many to take */
+    int64_t noise_stride;   /* numbers from one step's noise to the next's */
+    const int64_t *widths;  /* (layers + 1): features, outputs of each layer */
+    const int64_t *ends;    /* (steps): where in `rows` each step's rows end */
+    const int64_t *rows;    /* positions of the rows drawn, step after step */
+    const int64_t *units;   /* the subject of each of `rows`, equal ones adjacent; NULL where each row is its own */
+    const float *features;  /* (records, features) */
+    const float *labels;    /* (records), 0 or 1 */
+    const float *anchor;    /* where the proximal term pulls to */
+    float *weights;         /* the model, in the module's order; changed in place */
+    double *noise;          /* (steps, parameters), turned into the noised sums */
+    double bound;           /* what each unit's gradient is clipped to */
+    double grid;            /* a power of two: noised sums are rounded to its multiples, see snapped() in noise.py */
+    double learning_rate;
+    double expected_batch;
+    double proximal_mu;
+};
+
+/* One linear layer: its weights as the loops want them, and what a piece of rows made of it. */
+struct layer {
+    long inputs, outputs, in_pad, out_pad;
+    float *weight;       /* (outputs, in_pad) */
+    float *turned;       /* (inputs, out_pad) */
+    float *bias;         /* (out_pad) */
+    float *in;           /* (PIECE, in_pad) */
+    float *out_gradient; /* (PIECE, out_pad) */
+};
+
+static long padded(long width) { return (width + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+INLINE void load_weights(const struct steps *of, struct layer *layers) {
+    const float *from = of->weights;
+    for (long l = 0; l < of->layers; l++) {
+        struct layer *at = layers + l;
+        for (long o = 0; o < at->outputs; o++)
+            memcpy(at->weight + o * at->in_pad, from + o * at->inputs, at->inputs * sizeof(float));
+        for (long i = 0; i < at->inputs; i++)
+            for (long o = 0; o < at->outputs; o++)
+                at->turned[i * at->out_pad + o] = from[o * at->inputs + i];
+        from += at->outputs * at->inputs;
+        memcpy(at->bias, from, at->outputs * sizeof(float));
+        from += at->outputs;
+    }
+}
+
+/* Add a subject's summed gradient to the step's sum, scaled down to `bound`. */
+INLINE void add_clipped(const double *unit, double bound, double *sum, long parameters) {
+    double square = 0;
+    for (long i = 0; i < parameters; i++)
+        square += unit[i] * unit[i];
+    const double factor = square <= bound * bound ? 1.0 : bound / sqrt(square);
+    for (long i = 0; i < parameters; i++)
+        sum[i] += factor * unit[i];
+}
+
+INLINE void take_step(const struct steps *of, const double *noised) {
+    const double rate = of->learning_rate, share = 1.0 / of->expected_batch, fineness = 1.0 / of->grid;
+    for (long i = 0; i < of->parameters; i++) {
+        const double snapped = rint(noised[i] * fineness) * of->grid;
+        const double pull = of->proximal_mu * ((double)of->weights[i] - of->anchor[i]);
+        of->weights[i] -= (float)(rate * ((float)snapped * share + pull));
+    }
+}
+
+#if defined(__x86_64__)
+#define NAME steps_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define LANES 16
+#include "cohort_kernel_steps.h"
+#define NAME steps_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#include "cohort_kernel_steps.h"
+#endif
+#define NAME steps_any
+#define TARGET
+#define LANES 4
+#include "cohort_kernel_steps.h"
+
+/* Take the steps with the widest registers that this processor has, `most_lanes` floats at most. Returns how many steps
+ * were taken: all, or none where memory is short. */
+int64_t ringfence_take_steps(const struct steps *of, int64_t most_lanes) {
+    struct layer *layers = calloc(of->layers, sizeof *layers);
+    double *unit = malloc(of->parameters * sizeof *unit);
+    long largest = 0, floats = 0;
+    for (long l = 0; layers && l < of->layers; l++) {
+        struct layer *at = layers + l;
+        at->inputs = of->widths[l], at->outputs = of->widths[l + 1];
+        at->in_pad = padded(at->inputs), at->out_pad = padded(at->outputs);
+        const long size = (at->outputs + PIECE) * at->in_pad + (at->inputs + 1 + PIECE) * at->out_pad;
+        floats += size;
+        largest = largest > size ? largest : size;
+    }
+    floats += largest; /* one layer's gradient at a time */
+    const size_t bytes = ((size_t)floats * sizeof(float) + 63) / 64 * 64;
+    float *memory = aligned_alloc(64, bytes);
+    if (layers && unit && memory) {
+        memset(memory, 0, bytes); /* what is padded stays zero */
+        float *next = memory;
+        for (long l = 0; l < of->layers; l++) {
+            struct layer *at = layers + l;
+            at->weight = next, next += at->outputs * at->in_pad;
+            at->turned = next, next += at->inputs * at->out_pad;
+            at->bias = next, next += at->out_pad;
+            at->in = next, next += PIECE * at->in_pad;
+            at->out_gradient = next, next += PIECE * at->out_pad;
+        }
+#if defined(__x86_64__)
+        if (most_lanes >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            steps_avx512(of, layers, next, unit);
+        else if (most_lanes >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+            steps_avx2(of, layers, next, unit);
+        else
+#endif
+            steps_any(of, layers, next, unit);
+    }
+    const int64_t taken = layers && unit && memory ? of->steps : 0;
+    free(memory);
+    free(unit);
+    free(layers);
+    return taken;
+}

@@ -1,0 +1,355 @@
+"""The arithmetic of many holders' DP-SGD steps in closed form, for linear models and multilayer perceptrons.
+
+Two kernels do the same. `TorchKernel` stacks holders and multiplies their matrices together; it runs wherever torch
+does, and on a GPU where there is one. `CompiledKernel` is cohort_kernel.c, which takes one holder after another and
+keeps each in the processor's cache; installing Ringfence builds it where there is a C compiler. What is drawn and which
+noise is added comes from outside: a kernel has no randomness. docs/decisions/0018 has the figures.
+"""
+
+import ctypes
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
+
+# Rows at once. Where a draw has at most `_SHORT` units, a piece is summed in float32, which stays within the room that
+# trainer.ROUNDING_ROOM leaves (64 x 128 = 2**13); else in float64.
+_PIECE: Final = 64
+_SHORT: Final = 128
+SOURCES: Final = ("cohort_kernel.c", "cohort_kernel_steps.h")
+LIBRARY: Final = "cohort_kernel.native"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class HolderSteps:
+    """One holder's next steps: what was drawn, which noise is added, and the model they change. Secret.
+
+    Attributes:
+        features: float32 of shape (records, features), C order.
+        labels: float32 of shape (records,), 0 or 1.
+        weights: float32 of shape (parameters,), in the module's order: each layer's (outputs, inputs) weight, then its
+            bias. Changed in place.
+        anchor: float32 of the same shape: where the proximal term pulls to.
+        rows: int64, the rows drawn, step after step.
+        units: int64 of the same length: the data subject of each row, equal ones adjacent within a step. None where
+            each row is clipped by itself.
+        ends: int64 of shape (steps,): where in `rows` each step's rows end.
+        noise: float64 of shape (steps, parameters), each step's numbers adjacent. A kernel may use it up.
+        bound: The L2 norm that each unit's gradient is clipped to.
+        grid: What noised sums are rounded to multiples of, a power of two; see `noise.snapped`.
+        learning_rate: Step size.
+        expected_batch: What a step's noised sum is divided by.
+        proximal_mu: Strength of the pull.
+    """
+
+    features: Float32Array
+    labels: Float32Array
+    weights: Float32Array
+    anchor: Float32Array
+    rows: Int64Array
+    units: Int64Array | None
+    ends: Int64Array
+    noise: Float64Array
+    bound: float
+    grid: float
+    learning_rate: float
+    expected_batch: float
+    proximal_mu: float
+
+
+class Kernel(Protocol):
+    """Something that takes steps. A unit whose gradient has no finite norm contributes nothing."""
+
+    @property
+    def name(self) -> str:
+        """The kernel's name in logs and benchmarks."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """How many holders it wants in one call; more gain nothing and take memory."""
+        ...
+
+    def take_steps(self, widths: Sequence[int], holders: Sequence[HolderSteps]) -> list[int]:
+        """Take every holder's steps, each on its own weights.
+
+        Args:
+            widths: Features, then the outputs of each linear layer; the last is 1. ReLU between layers.
+            holders: Any number of holders with models of these widths.
+
+        Returns:
+            How many noised sums each holder's weights took, in the holders' order.
+        """
+        ...
+
+
+@cache
+def best_kernel() -> Kernel:
+    """The fastest kernel here: torch on a GPU, else the compiled one, else torch."""
+    if torch.cuda.is_available():
+        return TorchKernel("cuda")
+    library = load_library()
+    return TorchKernel() if library is None else CompiledKernel(library)
+
+
+class TorchKernel:
+    """Stacks holders, padding their draws to the longest: the reference, the fallback, and the way onto a GPU.
+
+    Args:
+        device: Where torch computes.
+    """
+
+    # More would leave a processor's cache, fewer would pay for each call of torch.
+    together = 32
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+
+    @property
+    def name(self) -> str:
+        """Torch, and where it computes."""
+        return f"torch-{self._device.type}"
+
+    def take_steps(self, widths: Sequence[int], holders: Sequence[HolderSteps]) -> list[int]:
+        """Take every holder's steps: see `Kernel.take_steps`."""
+        # Holders with the most to do come first, so that whoever still takes part is always the head of the stack.
+        order = sorted(range(len(holders)), key=lambda i: (-len(holders[i].ends), -len(holders[i].rows)))
+        taken = [0] * len(holders)
+        with torch.no_grad():
+            stack = _Stack(widths, [holders[i] for i in order], self._device)
+            for i, count in zip(order, stack.take_steps(), strict=True):
+                taken[i] = count
+        return taken
+
+
+class _Stack:
+    """Holders whose matrices are multiplied together."""
+
+    def __init__(self, widths: Sequence[int], holders: Sequence[HolderSteps], device: torch.device) -> None:
+        self._widths = list(widths)
+        self._holders = holders
+        self._device = device
+        self._weights = torch.from_numpy(np.stack([holder.weights for holder in holders])).to(device)
+        self._anchors = torch.from_numpy(np.stack([holder.anchor for holder in holders])).to(device)
+        # All holders' rows below each other; one more, of zeros, is what short draws are filled up with.
+        self._filler = sum(len(holder.labels) for holder in holders)
+        features = np.zeros((self._filler + 1, self._widths[0]), dtype=np.float32)
+        labels = np.zeros(self._filler + 1, dtype=np.float32)
+        np.concatenate([holder.features for holder in holders], out=features[:-1])
+        np.concatenate([holder.labels for holder in holders], out=labels[:-1])
+        self._features, self._labels = torch.from_numpy(features).to(device), torch.from_numpy(labels).to(device)
+        self._offsets = np.cumsum([0, *(len(holder.labels) for holder in holders)])
+        self._bounds = self._column([holder.bound for holder in holders])
+        self._grids = self._column([holder.grid for holder in holders])
+        self._learning_rates = self._column([holder.learning_rate for holder in holders])
+        self._expected_batches = self._column([holder.expected_batch for holder in holders])
+        self._pulls = self._column([holder.proximal_mu for holder in holders])
+
+    def take_steps(self) -> list[int]:
+        taken = [0] * len(self._holders)
+        for step in range(len(self._holders[0].ends)):
+            count = sum(len(holder.ends) > step for holder in self._holders)
+            noise = np.stack([holder.noise[step] for holder in self._holders[:count]])
+            sums = torch.from_numpy(noise).to(self._device)
+            pieces = [list(_pieces(holder, step)) for holder in self._holders[:count]]
+            is_short = max(sum(piece.stop - piece.start for piece in draw) for draw in pieces) <= _SHORT
+            for number in range(max(map(len, pieces))):
+                parts = [piece[number] if number < len(piece) else slice(0, 0) for piece in pieces]
+                self._add_clipped(parts, sums, torch.float32 if is_short else torch.float64)
+            weights = self._weights[:count]
+            pull = self._pulls[:count] * (weights.double() - self._anchors[:count])
+            sums.div_(self._grids[:count]).round_().mul_(self._grids[:count])
+            gradient = sums.float() / self._expected_batches[:count] + pull
+            weights -= (self._learning_rates[:count] * gradient).float()
+            taken[:count] = [number + 1 for number in taken[:count]]
+        for holder, trained in zip(self._holders, self._weights.cpu().numpy(), strict=True):
+            holder.weights[:] = trained
+        return taken
+
+    def _add_clipped(self, pieces: Sequence[slice], sums: torch.Tensor, dtype: torch.dtype) -> None:
+        """Add the clipped gradients of one piece of each holder's draw to the holders' sums."""
+        lengths = [piece.stop - piece.start for piece in pieces]
+        count = max(i for i, length in enumerate(lengths) if length) + 1  # the rest have no rows left
+        positions = np.full((count, max(lengths)), self._filler, dtype=np.int64)
+        for i in range(count):
+            positions[i, : lengths[i]] = self._holders[i].rows[pieces[i]] + self._offsets[i]
+        drawn = torch.from_numpy(positions).to(self._device)
+        inputs, gradients = self._gradients(drawn, count)
+        by_row = [holder.units is None for holder in self._holders[:count]]
+        squares = torch.stack(
+            [
+                gradient.square().sum(dim=-1) * (given.square().sum(dim=-1) + 1.0)
+                for given, gradient in zip(inputs, gradients, strict=True)
+            ]
+        ).sum(dim=0)
+        usable = squares.isfinite()
+        if not bool(usable.all()):
+            inputs = [torch.where(usable[..., None], given, 0.0) for given in inputs]
+            gradients = [torch.where(usable[..., None], gradient, 0.0) for gradient in gradients]
+            squares = torch.where(usable, squares, 0.0)
+        factors = (self._bounds[:count].float() / squares.sqrt()).clamp(max=1.0)
+        factors = torch.where(drawn == self._filler, 0.0, factors)
+        for i in range(count):
+            if not by_row[i]:
+                factors[i] = 0.0
+            if not by_row[i] and lengths[i]:
+                own = slice(lengths[i])
+                sums[i] += self._summed_by_unit(
+                    i, pieces[i], [a[i, own] for a in inputs], [g[i, own] for g in gradients]
+                )
+        if any(by_row):
+            gradients = [(gradient * factors[..., None]).to(dtype) for gradient in gradients]
+            start = 0
+            for given, gradient in zip(inputs, gradients, strict=True):
+                for part in (torch.bmm(gradient.mT, given.to(dtype)).flatten(1), gradient.sum(dim=1)):
+                    sums[:count, start : start + part.shape[1]] += part
+                    start += part.shape[1]
+
+    def _gradients(self, drawn: torch.Tensor, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Inputs of every layer, and gradients of each row's loss for its outputs, of shape (holders, rows, width)."""
+        layers = list(self._layers(count))
+        inputs = [self._features[drawn]]
+        for weight, bias in layers[:-1]:
+            inputs.append(torch.baddbmm(bias[:, None], inputs[-1], weight.mT).relu_())
+        weight, bias = layers[-1]
+        logits = torch.baddbmm(bias[:, None], inputs[-1], weight.mT)
+        gradients = [logits.sigmoid_() - self._labels[drawn][..., None]]
+        for (weight, _), given in zip(layers[:0:-1], inputs[:0:-1], strict=True):
+            gradients.insert(0, torch.bmm(gradients[0], weight).mul_(given > 0))
+        return inputs, gradients
+
+    def _layers(self, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        start = 0
+        for inputs, outputs in pairwise(self._widths):
+            end = start + outputs * inputs
+            weight = self._weights[:count, start:end].view(-1, outputs, inputs)
+            yield weight, self._weights[:count, end : end + outputs]
+            start = end + outputs
+
+    def _summed_by_unit(
+        self, i: int, piece: slice, inputs: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """The clipped gradients of the data subjects in a piece, summed: float64 of shape (parameters,)."""
+        given = self._holders[i].units
+        if given is None:
+            raise AssertionError("these rows are about no subject")
+        units = torch.from_numpy(np.unique(given[piece], return_inverse=True)[1]).to(self._device)
+        parts = []
+        for one, gradient in zip(inputs, gradients, strict=True):
+            parts += [(gradient[:, :, None] * one[:, None, :]).flatten(1), gradient]
+        by_row = torch.cat(parts, dim=1).double()
+        summed = by_row.new_zeros(int(units[-1]) + 1, by_row.shape[1]).index_add_(0, units, by_row)
+        factors = (self._bounds[i] / torch.linalg.vector_norm(summed, dim=1)).clamp(max=1.0)
+        clipped: torch.Tensor = factors @ summed
+        return clipped
+
+    def _column(self, numbers: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=self._device)[:, None]
+
+
+def _pieces(holder: HolderSteps, step: int) -> Iterator[slice]:
+    """Parts of a step's rows, of `_PIECE` at most where that parts no data subject."""
+    start, stop = int(holder.ends[step - 1]) if step else 0, int(holder.ends[step])
+    while start < stop:
+        end = min(start + _PIECE, stop)
+        if holder.units is not None and end < stop:
+            units = holder.units[start:stop]
+            end = start + int(np.searchsorted(units, units[end - start]))
+            if end == start:
+                end = start + int(np.searchsorted(units, units[0], side="right"))
+        yield slice(start, end)
+        start = end
+
+
+class _Steps(ctypes.Structure):
+    """`struct steps` of cohort_kernel.c."""
+
+    _fields_ = (
+        ("layers", ctypes.c_int64),
+        ("parameters", ctypes.c_int64),
+        ("steps", ctypes.c_int64),
+        ("noise_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("widths", "ends", "rows", "units", "features", "labels", "anchor")),
+        *((name, ctypes.c_void_p) for name in ("weights", "noise")),
+        *((name, ctypes.c_double) for name in ("bound", "grid", "learning_rate", "expected_batch", "proximal_mu")),
+    )
+
+
+class CompiledKernel:
+    """Takes one holder after another through cohort_kernel.c, without Python's lock.
+
+    Args:
+        library: The built kernel.
+        most_lanes: Floats in the widest vector register it may use: 4, 8 (AVX2) or 16 (AVX-512). It uses none that the
+            processor lacks; tests ask for less.
+    """
+
+    name = "compiled"
+    together = 1
+
+    def __init__(self, library: ctypes.CDLL, *, most_lanes: int = 16) -> None:
+        self._most_lanes = most_lanes
+        self._function = library.ringfence_take_steps
+        self._function.argtypes = [ctypes.POINTER(_Steps), ctypes.c_int64]
+        self._function.restype = ctypes.c_int64
+
+    def take_steps(self, widths: Sequence[int], holders: Sequence[HolderSteps]) -> list[int]:
+        """Take every holder's steps: see `Kernel.take_steps`."""
+        shape = np.array(widths, dtype=np.int64)
+        return [self._take(shape, holder) for holder in holders]
+
+    def _take(self, widths: Int64Array, holder: HolderSteps) -> int:
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "widths": widths,
+            "ends": holder.ends,
+            "rows": holder.rows,
+            "features": holder.features,
+            "labels": holder.labels,
+            "anchor": holder.anchor,
+            "weights": holder.weights,
+            "noise": holder.noise,
+        }
+        if holder.units is not None:
+            arrays["units"] = holder.units
+        work = _Steps(
+            layers=len(widths) - 1,
+            parameters=len(holder.weights),
+            steps=len(holder.ends),
+            noise_stride=holder.noise.strides[0] // holder.noise.itemsize,
+            bound=holder.bound,
+            grid=holder.grid,
+            learning_rate=holder.learning_rate,
+            expected_batch=holder.expected_batch,
+            proximal_mu=holder.proximal_mu,
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+        taken: int = self._function(ctypes.byref(work), self._most_lanes)
+        if taken != len(holder.ends):
+            raise MemoryError
+        return taken
+
+
+def source_digest(directory: Path) -> str:
+    """Name the kernel's source, as the library that was built from it does."""
+    return hashlib.sha256(b"\0".join((directory / name).read_bytes() for name in SOURCES)).hexdigest()
+
+
+def load_library(directory: Path = Path(__file__).parent) -> ctypes.CDLL | None:
+    """Load the built kernel, if it is there, fits this machine and was built from the source that lies beside it."""
+    try:
+        library = ctypes.CDLL(str(directory / LIBRARY))
+        built_from = ctypes.c_char_p.in_dll(library, "ringfence_source").value
+    except (OSError, ValueError):
+        return None
+    return library if built_from == source_digest(directory).encode() else None
