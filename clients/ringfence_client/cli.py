@@ -68,11 +68,16 @@ def schema(directory: Directory, *, as_json: AsJson = False) -> None:
     from ringfence_client.officer import agree_to_schema  # noqa: PLC0415
 
     home = HolderHome(directory)
-    agreed = agree_to_schema(home)
+    agreed, surplus = agree_to_schema(home)
     if as_json:
-        typer.echo(json.dumps({"schema": agreed.digest, "columns": list(agreed.column_names())}))
+        columns = list(agreed.column_names())
+        typer.echo(json.dumps({"schema": agreed.digest, "columns": columns, "surplus_records": surplus}))
     else:
         typer.echo(f"The data fits {home.schema_file}, and plans with this schema may read it: {agreed.digest}")
+        if surplus and agreed.subject is not None:
+            typer.echo(
+                f"Beyond {agreed.subject.max_records} records of one subject, and left out of training: {surplus}"
+            )
 
 
 @app.command()

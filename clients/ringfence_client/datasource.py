@@ -36,9 +36,11 @@ class HolderData:
         features: float32 of shape (rows, features), each within [-1, 1] where a schema made it.
         labels: float32 of shape (rows,), 0 or 1.
         fingerprint: `sha256:<hex>` of the records as a set: their order does not change it, one record does.
-        row_digests: One SHA-256 of 32 bytes for each row's own content.
+        row_digests: One SHA-256 of 32 bytes for each row's own content, whom it is about included.
         subjects: int64 of shape (rows,): which data subject each row is about, numbered from 0 without gaps, rows in
             that order. None where every row is a subject of its own.
+        subject_digests: One SHA-256 of 32 bytes for each subject's identifier, by number. What identifies a person is
+            not kept, but whoever can guess identifiers can try them on these. Empty where `subjects` is None.
     """
 
     features: Float32Array
@@ -46,6 +48,7 @@ class HolderData:
     fingerprint: str
     row_digests: tuple[bytes, ...]
     subjects: npt.NDArray[np.int64] | None = None
+    subject_digests: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return "HolderData(<private>)"
@@ -76,14 +79,18 @@ class HolderData:
         if not np.isfinite(features).all() or not np.isin(labels, (0.0, 1.0)).all():
             raise DataInvalid("a record is not usable", expected="finite features, labels 0 or 1")
         rows = np.concatenate([features, labels[:, None]], axis=1)
-        digests = tuple(hashlib.sha256(row.tobytes()).digest() for row in rows)
-        return _assemble(features, labels, digests, subjects)
+        if subjects is None:
+            return _assemble(features, labels, tuple(hashlib.sha256(row.tobytes()).digest() for row in rows))
+        names = tuple(hashlib.sha256(str(number).encode()).digest() for number in np.asarray(subjects).tolist())
+        digests = tuple(hashlib.sha256(row.tobytes() + name).digest() for row, name in zip(rows, names, strict=True))
+        return _assemble(features, labels, digests, names)
 
     def split(self, test_fraction: Decimal | float, salt: str) -> tuple["HolderData", "HolderData"]:
         """Part the records into those that train and those that only ever measure.
 
-        Each record's side follows from its own content and the salt. Adding or removing one record therefore moves no
-        other, and the privacy claim for one record stays a claim about one record. Equal records share a side.
+        Each record's side follows from its own content and the salt, or where records name subjects, from the subject's
+        identifier and the salt. Adding or removing one record or one subject therefore moves no other, and the privacy
+        claim for one stays a claim about one. Equal records share a side, and so do all records of one subject.
 
         Args:
             test_fraction: Share expected in the test part, 0 <= share < 1. The true share varies from it.
@@ -98,19 +105,39 @@ class HolderData:
         if not 0 <= test_fraction < 1:
             raise ValueError("a test fraction is at least 0 and below 1")
         threshold = int(test_fraction * 2**64)
-        key = hashlib.sha256(salt.encode()).digest()
-        is_test = np.fromiter(
-            (int.from_bytes(hmac.digest(key, row, "sha256")[:8]) < threshold for row in self.row_digests),
-            dtype=np.bool_,
-            count=self.records,
-        )
+        decisive = self.row_digests if self.subjects is None else self.subject_digests
+        is_test = _keyed(decisive, salt) < threshold
+        if self.subjects is not None:
+            is_test = is_test[self.subjects]
         return self._where(~is_test), self._where(is_test)
+
+    def bounded(self, max_records: int, salt: str) -> "HolderData":
+        """At most `max_records` records of each data subject; the others stay out.
+
+        Which ones stay depends on the subject's own records and the salt alone, so that adding or removing a subject
+        changes no other subject's part. Under record-level privacy this would not hold: one record more could take
+        another one's place.
+
+        Args:
+            max_records: The bound, at least 1.
+            salt: Names the choice: the same salt always gives the same one.
+        """
+        if self.subjects is None:
+            return self
+        order = np.lexsort((_keyed(self.row_digests, salt), self.subjects))
+        sizes = np.bincount(self.subjects, minlength=len(self.subject_digests))
+        place = np.arange(self.records) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        stays = np.zeros(self.records, dtype=np.bool_)
+        stays[order[place < max_records]] = True
+        return self._where(stays)
 
     def _where(self, chosen: npt.NDArray[np.bool_]) -> "HolderData":
         positions = np.flatnonzero(chosen)
         digests = tuple(self.row_digests[position] for position in positions)
-        subjects = None if self.subjects is None else self.subjects[positions]
-        return _assemble(self.features[positions], self.labels[positions], digests, subjects)
+        names = None
+        if self.subjects is not None:
+            names = tuple(self.subject_digests[number] for number in self.subjects[positions])
+        return _assemble(self.features[positions], self.labels[positions], digests, names)
 
 
 def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
@@ -135,6 +162,7 @@ def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
     faults: list[str] = []
     columns = [_checked(frame[column.name], column, faults) for column in schema.columns]
     label = _checked_label(frame[schema.label.column], schema.label, faults)
+    subject = None if schema.subject is None else _hashed_subjects(frame[schema.subject.column], faults)
     if faults:
         raise DataInvalid(
             "the data does not fit the declared schema",
@@ -143,28 +171,48 @@ def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
             where=str(path),
             next_step="mend these columns, or agree on another schema: it is part of the plan",
         )
-    checked = pl.DataFrame([*columns, label])
-    return _assemble(encode_features(checked, schema), encode_labels(label, schema.label), _row_digests(checked))
+    checked = pl.DataFrame([*columns, label, *([] if subject is None else [subject])])
+    return _assemble(
+        encode_features(checked, schema),
+        encode_labels(label, schema.label),
+        _row_digests(checked),
+        None if subject is None else tuple(bytes.fromhex(name) for name in subject),
+    )
 
 
 def _assemble(
     features: Float32Array,
     labels: Float32Array,
     row_digests: tuple[bytes, ...],
-    subjects: npt.NDArray[np.int64] | None = None,
+    names: tuple[bytes, ...] | None = None,
 ) -> HolderData:
-    if subjects is not None:
+    """Put records together; `names` is the digest of each row's subject, in the rows' order."""
+    subjects, subject_digests = None, tuple(sorted(set(names or ())))
+    if names is not None:
+        number = {name: position for position, name in enumerate(subject_digests)}
+        subjects = np.fromiter((number[name] for name in names), dtype=np.int64, count=len(names))
         order = np.argsort(subjects, kind="stable")
-        features, labels = features[order], labels[order]
+        features, labels, subjects = features[order], labels[order], subjects[order]
         row_digests = tuple(row_digests[position] for position in order)
-        subjects = np.unique(subjects[order], return_inverse=True)[1].astype(np.int64)
         subjects.setflags(write=False)
     for array in (features, labels):
         array.setflags(write=False)
     fingerprint = "sha256:" + hashlib.sha256(b"".join(sorted(row_digests))).hexdigest()
     return HolderData(
-        features=features, labels=labels, fingerprint=fingerprint, row_digests=row_digests, subjects=subjects
+        features=features,
+        labels=labels,
+        fingerprint=fingerprint,
+        row_digests=row_digests,
+        subjects=subjects,
+        subject_digests=subject_digests,
     )
+
+
+def _keyed(digests: Sequence[bytes], salt: str) -> npt.NDArray[np.uint64]:
+    """One number below 2**64 for each digest, as good as drawn by lot, and the same for the same salt."""
+    key = hashlib.sha256(salt.encode()).digest()
+    numbers = (int.from_bytes(hmac.digest(key, digest, "sha256")[:8]) for digest in digests)
+    return np.fromiter(numbers, dtype=np.uint64, count=len(digests))
 
 
 def _data_file(holder_dir: Path) -> Path:
@@ -243,6 +291,17 @@ def _checked_label(values: pl.Series, rule: LabelRule, faults: list[str]) -> pl.
     if checked.null_count():
         faults.append(f"{rule.column}: {checked.null_count()} without a label")
     return checked
+
+
+def _hashed_subjects(values: pl.Series, faults: list[str]) -> pl.Series:
+    """Read identifiers of data subjects as the SHA-256 of their text, in hex; what is empty is counted as a fault."""
+    if not (values.dtype in _WORD_TYPES or values.dtype.is_integer()):
+        faults.append(f"{values.name}: not a column of identifiers")
+        return pl.Series(values.name, [""] * len(values), dtype=pl.String)
+    texts = [(text or "").strip() for text in values.cast(pl.String)]
+    if count := texts.count(""):
+        faults.append(f"{values.name}: {count} without an identifier")
+    return pl.Series(values.name, [hashlib.sha256(text.encode()).hexdigest() for text in texts], dtype=pl.String)
 
 
 def _numbers(values: pl.Series, faults: list[str]) -> pl.Series:

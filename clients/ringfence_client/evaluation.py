@@ -17,11 +17,13 @@ from ringfence_client.models import build_module, write_arrays
 from ringfence_client.noise import NoiseSource, snapped
 from ringfence_policy.errors import Unaccountable
 from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.vocabulary import Unit
 
 Float64Array = npt.NDArray[np.float64]
 
 CLASSES: Final = 2
 _ROWS_AT_ONCE: Final = 1 << 16
+_WEIGHT_GRID: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,30 @@ def metrics_from_scores(probabilities: npt.NDArray[np.float64], labels: npt.NDAr
 
 
 def score_counts(
-    model: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]], data: HolderData, *, bins: int
+    model: Mapping[str, Any],
+    arrays: Mapping[str, npt.NDArray[np.float32]],
+    data: HolderData,
+    *,
+    bins: int,
+    unit: Unit = Unit.RECORD,
 ) -> Float64Array:
     """Count the records by label and score, exactly. Secret unless the holder's policy says `evaluation = "exact"`.
+
+    A data subject as the unit counts 1 however many records it has: each of its n records counts 1/n, rounded down to a
+    multiple of 2**-20, so that the sums in float64 are exact and a subject never counts more than 1.
 
     Args:
         model: The plan's [model] table.
         arrays: The model's parameters.
         data: The records to measure on.
         bins: Cells of equal width over scores from 0 to 1; even, so that the decision threshold lies between two.
+        unit: What counts 1: a record, or a data subject.
 
     Returns:
-        float64 of shape (2, bins): label by cell. Adding or removing a record moves one count by 1.
+        float64 of shape (2, bins): label by cell. Adding or removing a unit moves them by an L2 norm of at most 1.
 
     Raises:
+        Unaccountable: Subjects are to be counted, and the data does not say which records are about one.
         ValueError: The number of cells is odd or not above zero.
         DocumentInvalid: The model cannot be built.
         TrustRefused: The arrays are not the model's.
@@ -107,8 +119,22 @@ def score_counts(
         raise ValueError("a score histogram has an even number of cells")
     cells = np.minimum((scores(model, arrays, data) * bins).astype(np.int64), bins - 1)
     counts = np.zeros((CLASSES, bins))
-    np.add.at(counts, (data.labels.astype(np.int64), cells), 1.0)
+    np.add.at(counts, (data.labels.astype(np.int64), cells), _weights(data, unit))
     return counts
+
+
+def _weights(data: HolderData, unit: Unit) -> Float64Array:
+    if unit is Unit.RECORD:
+        return np.ones(data.records)
+    if unit is not Unit.SUBJECT or data.subjects is None:
+        raise Unaccountable(
+            "this unit of privacy cannot be counted here",
+            expected="records, or subjects that the data names",
+            got=f"'{unit}'",
+        )
+    sizes = np.bincount(data.subjects)
+    weights: Float64Array = np.floor(_WEIGHT_GRID / sizes) / _WEIGHT_GRID
+    return weights[data.subjects]
 
 
 def noised_counts(counts: Float64Array, *, mechanism: DpMechanism, noise: NoiseSource) -> Float64Array:

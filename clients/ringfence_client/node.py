@@ -7,7 +7,6 @@ count of records.
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from decimal import Decimal
 from typing import Any
 
 from ringfence_client.datasource import HolderData, load_dataset
@@ -16,6 +15,7 @@ from ringfence_client.officer import revoke, root_of
 from ringfence_client.outbox import Outbox
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
 from ringfence_client.participation import Participations
+from ringfence_client.parts import parts_of
 from ringfence_client.peers import present_peers, read_peers
 from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
@@ -89,7 +89,7 @@ class HolderNode:
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self._data: dict[str, HolderData] = {}
-        self._splits: dict[tuple[str, Decimal], tuple[HolderData, HolderData]] = {}
+        self._parts: dict[str, tuple[HolderData, HolderData]] = {}
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
         self._presence = Presence(home)
         if self._presence.is_alone:
@@ -150,7 +150,7 @@ class HolderNode:
 
     def _settle(self, proposal: Proposal, plan: TrainingPlan, policy: UsagePolicy) -> RunTerms:
         settlement = settle(
-            plan=plan.terms,
+            plan=plan,
             policy=policy,
             dataset=self.home.profile.dataset,
             policy_history=self.ledger.history(policy.dataset_id, policy_id=policy.policy_id),
@@ -271,11 +271,9 @@ class HolderNode:
 
     def split(self, plan: TrainingPlan) -> tuple[HolderData, HolderData]:
         """The records for training and for evaluation; a record keeps its side while the test fraction stays."""
-        fraction: Decimal = plan.terms.evaluation.test_fraction
-        key = (plan.dataset_schema.digest, fraction)
-        if key not in self._splits:
-            self._splits[key] = self.data(plan).split(fraction, salt=self.home.profile.dataset.dataset_id)
-        return self._splits[key]
+        if plan.digest not in self._parts:
+            self._parts[plan.digest] = parts_of(self.data(plan), plan, salt=self.home.profile.dataset.dataset_id)
+        return self._parts[plan.digest]
 
     def decide(
         self,

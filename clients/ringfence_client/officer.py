@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ringfence_client.datasource import load_dataset
+from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_policy.database import Database
 from ringfence_policy.documents import RevokedPolicy, Role, Status, key_list_document, status_document
@@ -59,7 +59,7 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
         (keys[name].public(), now_ms - _DAY_MS, now_ms + _KEY_LIFETIME_MS, [role]) for name, role in _ROLES.items()
     ]
     papers = partial / "papers"
-    write_durably(papers / "schema.digest", checked_schema(home).digest.encode())
+    write_durably(papers / "schema.digest", checked_schema(home)[0].digest.encode())
     write_durably(papers / "root.jwk", json.dumps(keys["root"].public().jwk).encode())
     key_list = key_list_document(home.profile.holder_id, 1, listed)
     write_durably(papers / "keys.jws", sign(key_list, type=DocumentType.KEYS, key=keys["root"]).encode())
@@ -90,28 +90,32 @@ def checked_policy(home: HolderHome) -> UsagePolicy:
     return policy
 
 
-def checked_schema(home: HolderHome) -> DatasetSchema:
-    """The schema as it is written, checked against the holder's data.
+def checked_schema(home: HolderHome) -> tuple[DatasetSchema, HolderData]:
+    """The schema as it is written, checked against the holder's data, and the data as it is read by it.
 
     Raises:
         DocumentInvalid: The schema cannot be read.
         DataInvalid: The data does not fit it. Counts and column names only, for the data officer's eyes.
     """
     schema = read_toml(home.schema_file, DatasetSchema)
-    load_dataset(home.directory, schema)
-    return schema
+    return schema, load_dataset(home.directory, schema)
 
 
-def agree_to_schema(home: HolderHome) -> DatasetSchema:
+def agree_to_schema(home: HolderHome) -> tuple[DatasetSchema, int]:
     """Agree to the schema as it is written now. From here on plans with this one are read data by, and no others.
+
+    Returns:
+        The schema; and how many records are over its bound for one data subject and stay out of training, 0 where it
+        names no subjects. For the data officer's eyes.
 
     Raises:
         DocumentInvalid: The schema cannot be read.
         DataInvalid: The data does not fit it.
     """
-    schema = checked_schema(home)
+    schema, data = checked_schema(home)
     write_durably(home.agreed_schema, schema.digest.encode())
-    return schema
+    surplus = 0 if schema.subject is None else data.records - data.bounded(schema.subject.max_records, salt="").records
+    return schema, surplus
 
 
 def agreed_schema(home: HolderHome) -> str:

@@ -15,7 +15,7 @@ from ringfence_client.run_terms import RunTerms
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, Trainer, TrainingJob
 from ringfence_policy.errors import Fault
 from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDTHS
-from ringfence_policy.vocabulary import Action
+from ringfence_policy.vocabulary import Action, Unit
 
 Result = TrainedUpdate | Measured
 
@@ -95,7 +95,8 @@ def _measure(use: Prepared) -> Measured:
     _, data = use.node.split(use.terms.plan)
     mechanism = use.mechanism
     bins = EXACT_BINS if mechanism is None else PRIVATE_BINS
-    counts = score_counts(model_spec(use.terms), use.arrays, data, bins=bins)
+    unit = Unit.RECORD if mechanism is None else mechanism.unit
+    counts = score_counts(model_spec(use.terms), use.arrays, data, bins=bins, unit=unit)
     applied = None
     if mechanism is not None:
         noise = _noise(use)

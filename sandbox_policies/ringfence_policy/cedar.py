@@ -33,6 +33,7 @@ namespace Ringfence {
   type Use = {
     policy: String, purpose: Purpose, task: String, plan: String, code: String, region: String, now: datetime,
     rounds_used: Long, epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long, unit: Unit,
+    names_subjects: Bool,
     records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, columns: Set<String>,
     retention_days: Long, release_to: Audience, release_tier: Tier, evaluation: Evaluation, rehearsal: Bool,
     revoked: Bool, round_under_way: Bool, status_fresh: Bool,
@@ -174,6 +175,7 @@ def _as_cedar(request: RoundRequest, *, records_withheld: bool, round_under_way:
         "epsilon_cost_micro": request.epsilon_cost_micro,
         "delta_pico": request.delta_pico,
         "unit": _ref("Unit", request.unit.value),
+        "names_subjects": request.names_subjects,
         "records_withheld": records_withheld,
         "holders": request.holders,
         "secure_aggregation": request.secure_aggregation,

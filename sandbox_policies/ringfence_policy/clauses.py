@@ -15,11 +15,12 @@ from typing import Final
 from ringfence_policy.decision import Point
 from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy, rfc3339
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.vocabulary import Action, OnRevoke, Rehearsal, SecureAggregation
+from ringfence_policy.vocabulary import Action, OnRevoke, Rehearsal, SecureAggregation, SubjectRecords, Unit
 from ringfence_policy.wording import (
     EVALUATION_SENTENCES,
     RELEASE_SENTENCES,
     REVOKE_SENTENCES,
+    SUBJECT_SENTENCES,
     UNIT_WORDS,
     counted,
     day_text,
@@ -351,6 +352,20 @@ _ROWS: Final[tuple[Clause, ...]] = (
         cedar=lambda policy: f"context.unit in {entity('Unit', policy.unit)}",
         sentence=lambda policy: f"Privacy must protect at least {UNIT_WORDS[policy.unit]}.",
         limit=lambda policy: UNIT_WORDS[policy.unit],
+        actual=lambda request: UNIT_WORDS[request.unit],
+    ),
+    Clause(
+        id="subject_records",
+        table="privacy",
+        odrl="rf:subjectRecords eq",
+        actions=USES,
+        cedar=lambda policy: (
+            None
+            if policy.subject_records is SubjectRecords.APART
+            else f"!context.names_subjects || context.unit in {entity('Unit', Unit.SUBJECT)}"
+        ),
+        sentence=lambda policy: SUBJECT_SENTENCES[policy.subject_records],
+        limit=lambda policy: policy.subject_records.value,
         actual=lambda request: UNIT_WORDS[request.unit],
     ),
     Clause(

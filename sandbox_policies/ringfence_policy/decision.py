@@ -35,6 +35,7 @@ OUTSIDE_THE_POLICY: Final[Mapping[str, str]] = {
     "attempt": "Each attempt at a use happens once: what it left is sent again, or nothing is.",
     "data": "The data must fit the schema that the data holder agreed to.",
     "dataset-budget": "The dataset's own privacy budget must not be exceeded.",
+    "unaccountable": "What is asked and what was done to the data before must be accountable together.",
     "engine": "The rules must be decided without any error or disagreement.",
 }
 """Reasons to deny that stand in no clause of a policy, and what each means."""

@@ -188,7 +188,7 @@ def _check_planned(plan: TrainingPlan, mechanism: DpMechanism, entry: Entry, rep
         "clipping_norm_micro": clip,
         "sampling_rate_micro": rate,
         "steps": terms.steps,
-        "unit": privacy.unit.value,
+        "unit": plan.unit.value,
         "relation": privacy.relation.value,
     }
     for name, value in planned.items():

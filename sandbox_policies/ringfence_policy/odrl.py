@@ -267,6 +267,7 @@ _PERMISSION: Final[tuple[_Form, ...]] = (
     _whole("min_records", "min_records", "min_records"),
     _one("rehearsal", "rehearsal", "rehearsal"),
     _range("unit", Unit, is_upward=True),
+    _one("subject_records", "subject_records", "subject_records"),
     _whole("epsilon", "epsilon_micro", "epsilon_micro"),
     _whole("delta", "delta_pico", "delta_pico"),
     _whole("per_round_epsilon", "per_round_epsilon_micro", "per_round_epsilon_micro", is_required=False),

@@ -88,16 +88,20 @@ class TrainingTerms(StrictDocument):
 
 
 class PrivacyTerms(StrictDocument):
-    """The mechanism's public terms. Each holder calibrates its own noise, up to `noise_multiplier_max`."""
+    """The mechanism's public terms. Each holder calibrates its own noise, up to `noise_multiplier_max`.
 
-    unit: Choice[Unit] = Unit.RECORD
+    `unit` may be left out of plan.toml: a data subject where the schema names subjects, otherwise a record. A signed
+    plan always has it.
+    """
+
+    unit: Choice[Unit] | None = None
     relation: Choice[Relation] = Relation.ADD_OR_REMOVE
     noise_multiplier_max: DecimalString
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
-        if self.unit is not Unit.RECORD:
-            raise refusal("'record': no trainer here protects another unit yet", key="unit", got=str(self.unit))
+        if self.unit is Unit.HOLDER:
+            raise refusal("'record' or 'subject': no trainer here protects a whole holder", key="unit", got="holder")
         if self.relation is not Relation.ADD_OR_REMOVE:
             raise refusal("'add-or-remove'", key="relation", got=str(self.relation))
         _in_range("noise_multiplier_max", self.noise_multiplier_max, above=Decimal(0), up_to=Decimal(100_000))
@@ -115,7 +119,7 @@ class CohortTerms(StrictDocument):
 class EvaluationTerms(StrictDocument):
     """How the model is measured at the holders. A holder whose policy allows less is asked for less.
 
-    `noise_multiplier` is that of the private score histogram (unit 1 per record), used where a policy says private.
+    `noise_multiplier` is that of the private score histogram (1 per unit of privacy), used where a policy says private.
     """
 
     mode: Choice[Evaluation] = Evaluation.NONE
@@ -161,7 +165,10 @@ class PlanFile(StrictDocument):
 
 
 class PlanHolder(StrictDocument):
-    """One data holder as the plan names it: its declared, public weight and its root key's thumbprint."""
+    """One data holder as the plan names it: its declared, public weight and its root key's thumbprint.
+
+    The weight counts, roughly, what the plan protects: records, or data subjects.
+    """
 
     weight: int = Field(ge=1, le=10**9)
     root_thumbprint: str
@@ -178,12 +185,35 @@ class PlanHolder(StrictDocument):
 
 
 class TrainingPlan(StrictDocument):
-    """What is signed: the plan file, the schema and the holders. Its digest is in every request of the run."""
+    """What is signed: the plan file, the schema and the holders. Its digest is in every request of the run.
+
+    Raises:
+        DocumentInvalid: The plan protects data subjects, and the schema does not say which records are whose.
+    """
 
     terms: PlanFile
     dataset_schema: DatasetSchema
     holders: dict[str, PlanHolder]
     rehearsal: bool
+
+    @model_validator(mode="after")
+    def _unit_fits_the_schema(self) -> Self:
+        if self.unit is Unit.SUBJECT and self.dataset_schema.subject is None:
+            raise DocumentInvalid(
+                "the plan protects subjects, and the schema does not say which records are about one",
+                expected="a table [subject] in the schema",
+                where="plan, [privacy] unit",
+                next_step='name the column of identifiers in schema.toml, or plan with unit = "record"',
+            )
+        privacy = self.terms.privacy.model_copy(update={"unit": self.unit})
+        object.__setattr__(self, "terms", self.terms.model_copy(update={"privacy": privacy}))
+        return self
+
+    @property
+    def unit(self) -> Unit:
+        """What one neighbouring dataset adds or removes: what the terms say, or else what the schema names."""
+        by_default = Unit.RECORD if self.dataset_schema.subject is None else Unit.SUBJECT
+        return self.terms.privacy.unit or by_default
 
     def to_document(self) -> dict[str, Any]:
         """The plan as canonical JSON will carry it: decimals are strings, no floats."""

@@ -36,6 +36,7 @@ from ringfence_policy.vocabulary import (
     ReleaseTier,
     ReleaseTo,
     SecureAggregation,
+    SubjectRecords,
     Unit,
     ancestors,
 )
@@ -164,6 +165,7 @@ class Privacy(StrictDocument):
     """`[privacy]`: how much may be learned about any one record or person."""
 
     unit: Choice[Unit]
+    subject_records: Choice[SubjectRecords] = SubjectRecords.TOGETHER
     epsilon_micro: MicroEpsilon = Field(alias="epsilon")
     delta_pico: PicoDelta = Field(alias="delta")
     per_round_epsilon_micro: MicroEpsilon | None = Field(default=None, alias="per_round_epsilon")

@@ -13,7 +13,7 @@ from ringfence_policy.decision import Decision, FailedClause, Point
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.policy import BUILT_IN, UsagePolicy
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.vocabulary import Evaluation, ReleaseTier, ReleaseTo
+from ringfence_policy.vocabulary import Evaluation, ReleaseTier, ReleaseTo, Unit
 from ringfence_policy.wording import UNIT_WORDS, counted, day_text, delta_text, epsilon_text, listed
 
 
@@ -267,6 +267,10 @@ def _unit(policy: UsagePolicy, _: RoundRequest) -> _Fix:
     return _Fix(f"protect {UNIT_WORDS[policy.unit]}", {"unit": policy.unit})
 
 
+def _whole_subjects(_policy: UsagePolicy, _: RoundRequest) -> _Fix:
+    return _Fix(f"protect {UNIT_WORDS[Unit.SUBJECT]}", {"unit": Unit.SUBJECT})
+
+
 def _delta(policy: UsagePolicy, _: RoundRequest) -> _Fix:
     return _Fix(f"account at delta {delta_text(policy.delta_pico)}", {"delta_pico": policy.delta_pico})
 
@@ -327,6 +331,7 @@ _FIXES: Final[Mapping[str, Callable[[UsagePolicy, RoundRequest], _Fix | None]]] 
     "columns": _columns,
     "rehearsal": _no_rehearsal,
     "unit": _unit,
+    "subject_records": _whole_subjects,
     "delta": _delta,
     "per_round_epsilon": _per_round,
     "evaluation": _evaluation,

@@ -23,6 +23,8 @@ from ringfence_policy.vocabulary import (
     Rehearsal,
     ReleaseTo,
     SecureAggregation,
+    SubjectRecords,
+    Unit,
     ancestors,
     rank,
 )
@@ -98,6 +100,7 @@ def _on_every_limit(policy: UsagePolicy, action: Action) -> dict[str, Any]:
         "epsilon_cost_micro": policy.per_round_epsilon_micro or 0,
         "delta_pico": policy.delta_pico,
         "unit": policy.unit,
+        "names_subjects": policy.subject_records is SubjectRecords.APART,
         "records": policy.min_records,
         "holders": policy.min_holders,
         "secure_aggregation": policy.secure_aggregation is SecureAggregation.REQUIRED,
@@ -118,7 +121,7 @@ _ALWAYS: Final = frozenset(
 )
 _OF_USE: Final = frozenset(
     {"not_before", "not_after", "regions", "min_holders", "columns", "min_records", "unit", "epsilon", "delta"}
-    | {"per_round_epsilon", "retention_days"}
+    | {"per_round_epsilon", "retention_days", "subject_records"}
 )
 _BINDS: Final = {
     Action.TRAIN: _OF_USE | {"max_rounds", "secure_aggregation"},
@@ -138,6 +141,7 @@ def _other_permitted(policy: UsagePolicy) -> Iterator[dict[str, Any]]:
     for name in ("unit", "release_tier"):
         word = getattr(policy, name)
         yield from ({name: stricter} for stricter in ORDERED[type(word)][rank(word) + 1 :])
+    yield from ({"unit": unit, "names_subjects": True} for unit in ORDERED[Unit][max(1, rank(policy.unit)) :])
     yield from ({"evaluation": less} for less in ORDERED[Evaluation][1 : rank(policy.evaluation)])
     yield from ({"release_to": narrower} for narrower in ORDERED[ReleaseTo][: rank(policy.release_to)])
 
@@ -207,7 +211,11 @@ def _other_words(policy: UsagePolicy) -> _Beyond:
     for name in ("unit", "release_tier"):
         word = getattr(policy, name)
         if rank(word) > 0:
-            yield (name,), {name: ORDERED[type(word)][rank(word) - 1]}
+            yield (name,), {name: ORDERED[type(word)][rank(word) - 1], "names_subjects": False}
+    if policy.subject_records is SubjectRecords.TOGETHER:
+        is_weaker = policy.unit is not Unit.RECORD
+        failed = ("subject_records", "unit") if is_weaker else ("subject_records",)
+        yield failed, {"unit": Unit.RECORD, "names_subjects": True}
     if policy.release_to is not ReleaseTo.PUBLIC:
         yield ("release_to",), {"release_to": ORDERED[ReleaseTo][rank(policy.release_to) + 1]}
     if policy.evaluation is not Evaluation.EXACT:

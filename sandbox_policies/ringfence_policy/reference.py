@@ -15,6 +15,8 @@ from ringfence_policy.vocabulary import (
     OnRevoke,
     Rehearsal,
     SecureAggregation,
+    SubjectRecords,
+    Unit,
     ancestors,
     rank,
 )
@@ -78,6 +80,11 @@ def _when_data_is_used(policy: UsagePolicy, request: RoundRequest, *, records_wi
         "columns": "*" in policy.columns or set(policy.columns) >= request.columns,
         "min_records": records_withheld or (request.records is not None and request.records >= policy.min_records),
         "unit": rank(request.unit) >= rank(policy.unit),
+        "subject_records": (
+            request.unit is not Unit.RECORD
+            or not request.names_subjects
+            or policy.subject_records is SubjectRecords.APART
+        ),
         "epsilon": request.epsilon_after_micro <= policy.epsilon_micro,
         "delta": request.delta_pico <= policy.delta_pico,
         "per_round_epsilon": cap is None or request.epsilon_cost_micro <= cap,

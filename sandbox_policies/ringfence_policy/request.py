@@ -63,6 +63,7 @@ class RoundRequest(StrictDocument):
         epsilon_cost_micro: What this use adds to it.
         delta_pico: The delta at which both are stated.
         unit: The unit of privacy the mechanism protects.
+        names_subjects: Whether the dataset's schema says which records are about one data subject.
         records: Rows at the holder that would be used. Secret: None wherever the holder's own machine is not deciding.
         holders: Size of the cohort, this holder included.
         secure_aggregation: Whether updates are only opened as a sum.
@@ -91,6 +92,7 @@ class RoundRequest(StrictDocument):
     epsilon_cost_micro: Count
     delta_pico: Count
     unit: Choice[Unit]
+    names_subjects: bool
     records: Count | None = None
     holders: Count
     secure_aggregation: bool

@@ -157,6 +157,21 @@ class LabelRule(StrictDocument):
         return self
 
 
+class SubjectRule(StrictDocument):
+    """Whom a record is about. Records with the same identifier are one data subject's, and are protected together.
+
+    Attributes:
+        column: The column that holds the subject's identifier, text of any kind. It is never a feature, and an absent
+            identifier refuses the data. Two spellings are two subjects.
+        max_records: At most so many records of one subject take part in a training that protects subjects. A subject
+            that has more is not refused: which of its records take part depends on its own records alone.
+    """
+
+    column: ColumnName
+    description: str = Field(default="", max_length=300)
+    max_records: int = Field(ge=1, le=10**6)
+
+
 class DatasetSchema(StrictDocument):
     """schema.toml: what every data holder's file must look like, and what the model will see of it.
 
@@ -164,6 +179,7 @@ class DatasetSchema(StrictDocument):
     """
 
     title: str = Field(min_length=3, max_length=200)
+    subject: SubjectRule | None = None
     label: LabelRule
     columns: Annotated[ListOf[Column], Field(min_length=1, max_length=10_000)]
 
@@ -174,8 +190,9 @@ class DatasetSchema(StrictDocument):
         return self
 
     def column_names(self) -> tuple[str, ...]:
-        """Every column a file must have: those of the features in their order, then the label's."""
-        return (*(column.name for column in self.columns), self.label.column)
+        """Every column a file must have: the features' in their order, the label's and, if named, the subject's."""
+        subject = () if self.subject is None else (self.subject.column,)
+        return (*(column.name for column in self.columns), self.label.column, *subject)
 
     def feature_names(self) -> tuple[str, ...]:
         """The model's inputs, in order."""

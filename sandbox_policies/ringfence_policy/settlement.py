@@ -8,7 +8,7 @@ from ringfence_policy.accounting import calibrate_noise
 from ringfence_policy.errors import BudgetExhausted
 from ringfence_policy.holder import DatasetTerms
 from ringfence_policy.mechanism import DpMechanism, History
-from ringfence_policy.plan import PlanFile
+from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.vocabulary import Evaluation, rank
 
@@ -46,21 +46,21 @@ class Settlement:
         )
 
 
-def loudest_training(plan: PlanFile) -> DpMechanism:
+def loudest_training(plan: TrainingPlan) -> DpMechanism:
     """One round of training under the most noise that the plan allows. A holder settles this or less noise."""
     return DpMechanism.rounded(
         kind="dp-sgd",
-        clipping_norm=float(plan.training.clipping_norm),
-        noise_multiplier=float(plan.privacy.noise_multiplier_max),
-        sampling_rate=float(plan.training.sampling_rate),
-        steps=plan.training.steps,
-        unit=plan.privacy.unit,
-        relation=plan.privacy.relation,
+        clipping_norm=float(plan.terms.training.clipping_norm),
+        noise_multiplier=float(plan.terms.privacy.noise_multiplier_max),
+        sampling_rate=float(plan.terms.training.sampling_rate),
+        steps=plan.terms.training.steps,
+        unit=plan.unit,
+        relation=plan.terms.privacy.relation,
     )
 
 
 def settle(
-    *, plan: PlanFile, policy: UsagePolicy, dataset: DatasetTerms, policy_history: History, dataset_history: History
+    *, plan: TrainingPlan, policy: UsagePolicy, dataset: DatasetTerms, policy_history: History, dataset_history: History
 ) -> Settlement:
     """Calibrate a holder's noise so that the plan's rounds fit its policy's and its dataset's budgets.
 
@@ -74,17 +74,17 @@ def settle(
         policy_history: What was spent under the policy, by runs before this one.
         dataset_history: What was spent on the dataset, under any policy, by runs before this one.
     """
-    mode = min(plan.evaluation.mode, policy.evaluation, key=rank)
+    mode = min(plan.terms.evaluation.mode, policy.evaluation, key=rank)
     evaluation = None
     if mode is Evaluation.PRIVATE:
         evaluation = DpMechanism.rounded(
             kind="score-histogram",
             clipping_norm=1.0,
-            noise_multiplier=float(plan.evaluation.noise_multiplier),
+            noise_multiplier=float(plan.terms.evaluation.noise_multiplier),
             sampling_rate=1.0,
             steps=1,
-            unit=plan.privacy.unit,
-            relation=plan.privacy.relation,
+            unit=plan.unit,
+            relation=plan.terms.privacy.relation,
         )
     loudest = loudest_training(plan)
     # The final evaluation is charged beside the rounds: treat it as spent, or the last round would not fit.
@@ -100,7 +100,7 @@ def settle(
             calibrated = calibrate_noise(
                 history=(*history, *final),
                 mechanism=loudest,
-                uses=max(1, min(plan.training.rounds, policy.max_rounds - rounds_used)),
+                uses=max(1, min(plan.terms.training.rounds, policy.max_rounds - rounds_used)),
                 epsilon_micro=epsilon_micro,
                 delta_pico=delta_pico,
                 # What was spent is another run's: this one may have been planned after seeing what that released.

@@ -34,6 +34,13 @@ class Unit(StrEnum):
     HOLDER = "holder"
 
 
+class SubjectRecords(StrEnum):
+    """How the records of one data subject may be protected, where the data says which those are."""
+
+    TOGETHER = "together"
+    APART = "apart"
+
+
 class Relation(StrEnum):
     """How two neighbouring datasets differ by one unit of privacy."""
 

@@ -5,12 +5,19 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from ringfence_policy.vocabulary import PURPOSES, Evaluation, OnRevoke, ReleaseTo, Unit
+from ringfence_policy.vocabulary import PURPOSES, Evaluation, OnRevoke, ReleaseTo, SubjectRecords, Unit
 
 UNIT_WORDS: Final[Mapping[Unit, str]] = {
     Unit.RECORD: "every single record",
     Unit.SUBJECT: "every person with all of their records",
     Unit.HOLDER: "the data holder's whole dataset",
+}
+SUBJECT_SENTENCES: Final[Mapping[SubjectRecords, str]] = {
+    SubjectRecords.TOGETHER: "Where the data says which records are about one person, they must be protected together.",
+    SubjectRecords.APART: (
+        "Records may be protected one by one even where the data says which are about one person; "
+        "a person with several records is then protected less."
+    ),
 }
 EVALUATION_SENTENCES: Final[Mapping[Evaluation, str]] = {
     Evaluation.NONE: "No model may be measured on this data.",

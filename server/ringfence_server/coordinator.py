@@ -227,7 +227,7 @@ class Coordinator:
 def _is_settled_under(plan: TrainingPlan, mechanism: DpMechanism) -> bool:
     # The bound on a holder's updates is computed from what it settled: it may not settle its way out of the bound.
     noise = mechanism.noise_multiplier_micro
-    loudest = loudest_training(plan.terms)
+    loudest = loudest_training(plan)
     return noise <= loudest.noise_multiplier_micro and mechanism == loudest.with_noise(noise)
 
 

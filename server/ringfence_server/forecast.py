@@ -5,6 +5,8 @@ from typing import Any
 
 from ringfence_policy.accounting import gated_epsilon_micro
 from ringfence_policy.database import Database
+from ringfence_policy.decision import OUTSIDE_THE_POLICY, FailedClause
+from ringfence_policy.errors import Unaccountable
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.ledger import PrivacyLedger, now_ms
@@ -20,8 +22,20 @@ _NOBODY = PlanHolder(weight=1, root_thumbprint="", root={})
 
 
 def forecast(scenario: Scenario, plan: PlanFile) -> list[HolderPreview]:
-    """Ask every holder's policy about a plan, with its ledger as it stands. Uses no data and records nothing."""
-    return preview([_case(scenario, plan, holder_id) for holder_id in scenario.holders])
+    """Ask every holder's policy about a plan, with its ledger as it stands. Uses no data and records nothing.
+
+    Raises:
+        DocumentInvalid: The plan and the schema do not fit each other.
+    """
+    cases: list[PreviewCase] = []
+    beyond: dict[str, HolderPreview] = {}
+    for holder_id in scenario.holders:
+        try:
+            cases.append(_case(scenario, plan, holder_id))
+        except Unaccountable as error:  # its ledger cannot take this plan; that is no reason to stop the others
+            beyond[holder_id] = _unaccountable(holder_id, error)
+    found = {one.holder_id: one for one in preview(cases)} | beyond
+    return [found[holder_id] for holder_id in scenario.holders]
 
 
 def forecast_document(plan: PlanFile, previews: list[HolderPreview]) -> dict[str, Any]:
@@ -46,16 +60,23 @@ def forecast_document(plan: PlanFile, previews: list[HolderPreview]) -> dict[str
     }
 
 
+def _unaccountable(holder_id: str, error: Unaccountable) -> HolderPreview:
+    failed = FailedClause(error.code, OUTSIDE_THE_POLICY[error.code], error.expected or "")
+    return HolderPreview(
+        holder_id=holder_id, permitted=False, rounds_permitted=0, failed=(failed,), obstacles=(error.code,)
+    )
+
+
 def _case(scenario: Scenario, plan: PlanFile, holder_id: str) -> PreviewCase:
     policy = scenario.policies[holder_id]
     profile = scenario.holders[holder_id]
     by_policy, by_dataset = _spent(scenario.holder_directory(holder_id) / "state" / "ledger.db", policy.policy_id,
                                    profile.dataset.dataset_id)  # fmt: skip
-    settlement = settle(
-        plan=plan, policy=policy, dataset=profile.dataset, policy_history=by_policy, dataset_history=by_dataset
-    )
     whole = TrainingPlan(
         terms=plan, dataset_schema=scenario.schema, holders=dict.fromkeys(scenario.holders, _NOBODY), rehearsal=False
+    )
+    settlement = settle(
+        plan=whole, policy=policy, dataset=profile.dataset, policy_history=by_policy, dataset_history=by_dataset
     )
     used = sum(count for mechanism, count in by_policy if mechanism.kind == "dp-sgd")
 

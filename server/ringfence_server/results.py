@@ -25,7 +25,7 @@ from ringfence_policy.mechanism import History
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.protocol import EvidenceReply, Standing
 from ringfence_policy.verify import Verification, roots_document, verify_bundle
-from ringfence_policy.vocabulary import PURPOSES
+from ringfence_policy.vocabulary import PURPOSES, Unit
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.evidence import roots_of_run
 from ringfence_server.governor import Governor
@@ -39,8 +39,11 @@ TRUSTED = (
     "the coordinator, with keeping the run going: it sees noised updates, signed papers and permitted measurements",
     "the operating system's random source of each data holder",
 )
+SEVERAL_RECORDS = {
+    Unit.RECORD: "a person with several records: the unit of privacy here is one record, and a person's records add up",
+    Unit.SUBJECT: "a person who stands under several identifiers: the unit of privacy here is one identifier's records",
+}
 NOT_COVERED = (
-    "a person with several records: the unit of privacy here is one record, and a person's records add up",
     "a person whose records lie with several data holders: their budgets add up",
     "facts about a data holder as a whole, such as its declared weight, and that it took part",
     "timing and size of messages",
@@ -235,12 +238,17 @@ def _privacy(results: Results) -> dict[str, Any]:
     revoked = any("revoked" in refusal.clauses for o in results.governor.outcomes for refusal in o.refused)
     uses: History = tuple((mechanism, 1) for mechanism in results.governor.mechanisms.values())
     return {
-        "unit": terms.unit.value,
+        "unit": results.plan.unit.value,
         "relation": terms.relation.value,
         "noise_source": "seeded" if results.plan.rehearsal else "csprng",
         "accountant": accountant_of(uses),
         "trusted": list(TRUSTED),
-        "not_covered": [*NOT_COVERED, *([EXACT_NOT_COVERED] if exact else []), *([NO_UNLEARNING] if revoked else [])],
+        "not_covered": [
+            SEVERAL_RECORDS[results.plan.unit],
+            *NOT_COVERED,
+            *([EXACT_NOT_COVERED] if exact else []),
+            *([NO_UNLEARNING] if revoked else []),
+        ],
         "holders": {
             holder_id: {
                 "epsilon": reply.dataset_epsilon_micro / 1e6,

@@ -33,6 +33,7 @@ WRITTEN_BY_PEOPLE = {
     ),
     "schema.toml": (
         schema.DatasetSchema,
+        schema.SubjectRule,
         schema.LabelRule,
         schema.NumberColumn,
         schema.CategoryColumn,

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -104,6 +105,37 @@ def test_one_record_more_moves_the_table_by_exactly_one(left_out, bins):
     without = HolderData.from_arrays(everyone.features[kept], everyone.labels[kept])
     difference = score_counts(MODEL, ARRAYS, everyone, bins=bins) - score_counts(MODEL, ARRAYS, without, bins=bins)
     assert np.linalg.norm(difference) == 1
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=20), left_out=st.integers(0, 19))
+def test_one_subject_more_moves_the_table_by_no_more_than_one_however_many_records_it_has(sizes, left_out):
+    """In exact arithmetic: every weight is a multiple of 2**-20 and rounded down, so no sum is ever rounded."""
+    rows = data(sum(sizes))
+    everyone = HolderData.from_arrays(rows.features, rows.labels, np.repeat(np.arange(len(sizes)), sizes))
+    keeps = everyone.subjects != left_out
+    without = everyone._where(keeps)
+    counts = {"bins": PRIVATE_BINS, "unit": Unit.SUBJECT}
+    difference = score_counts(MODEL, ARRAYS, everyone, **counts) - score_counts(MODEL, ARRAYS, without, **counts)
+    assert (difference >= 0).all()
+    assert sum(Fraction(count) for count in difference.ravel().tolist()) <= 1
+    if not keeps.all():
+        assert difference.sum() > 1 - 9 * 2**-20
+
+
+def test_records_count_one_each_where_records_are_protected():
+    rows = data(12)
+    named = HolderData.from_arrays(rows.features, rows.labels, np.repeat(np.arange(3), 4))
+    by_record = score_counts(MODEL, ARRAYS, named, bins=PRIVATE_BINS)
+    np.testing.assert_array_equal(by_record, score_counts(MODEL, ARRAYS, rows, bins=PRIVATE_BINS))
+    np.testing.assert_array_equal(
+        by_record / 4, score_counts(MODEL, ARRAYS, named, bins=PRIVATE_BINS, unit=Unit.SUBJECT)
+    )
+
+
+@pytest.mark.parametrize("unit", [Unit.SUBJECT, Unit.HOLDER])
+def test_what_the_data_does_not_name_cannot_be_counted(unit):
+    with pytest.raises(Unaccountable):
+        score_counts(MODEL, ARRAYS, data(), bins=PRIVATE_BINS, unit=unit)
 
 
 @pytest.mark.parametrize("bins", [0, -2, 3])

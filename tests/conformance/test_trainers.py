@@ -153,6 +153,26 @@ def test_a_whole_subject_moves_the_sum_by_no_more_than_the_clipping_norm(trainer
     assert 0.01 < np.linalg.norm(with_it - without_it) <= 0.05 * (1 + 1e-4) + 1e-6
 
 
+@pytest.mark.parametrize(("unit", "at_most"), [(Unit.RECORD, 12.0), (Unit.SUBJECT, 1.0)])
+def test_a_patient_with_twelve_rows_moves_a_record_level_sum_by_many_clipping_norms_and_a_subject_level_one_by_one(
+    trainer, unit, at_most
+):
+    """Why a patient is the unit: a bound that holds for each row is broken by the patient."""
+    rng = np.random.default_rng(4)
+    visits = np.tile(rng.normal(size=FEATURES), (12, 1))  # one patient, much alike at every visit
+    features = np.concatenate([rng.normal(size=(20, FEATURES)), visits]).astype(np.float32)
+    labels = np.concatenate([rng.random(20) < 0.5, np.ones(12)]).astype(np.float32)
+    subjects = np.concatenate([np.arange(20), np.full(12, 20)])
+    parts = [HolderData.from_arrays(features[:n], labels[:n], subjects[:n]) for n in (32, 20)]
+    clip = 0.05
+    quiet = mechanism(unit=unit, steps=1, clipping_norm=clip, noise_multiplier=1e-6)
+    terms = {"model": LOGISTIC, "mechanism": quiet, "learning_rate": 1.0, "expected_batch": 1.0}
+    jobs = [job(**terms, data=part, noise=RehearsalNoise(1)) for part in parts]
+    with_it, without_it = (flat(update.arrays).astype(float) for update in trainer.train(jobs))
+    moved = np.linalg.norm(with_it - without_it) / clip
+    assert moved == pytest.approx(at_most, rel=1e-3)
+
+
 @settings(max_examples=15)
 @given(scale=st.floats(1e-3, 1e3), rows=st.integers(0, 30), clip=st.sampled_from([0.01, 0.4, 5.0]))
 def test_one_more_record_moves_the_sum_by_no_more_than_the_clipping_norm(scale, rows, clip):

@@ -14,6 +14,7 @@ from ringfence_policy.vocabulary import (
     ReleaseTier,
     ReleaseTo,
     SecureAggregation,
+    SubjectRecords,
     Unit,
     ancestors,
 )
@@ -51,6 +52,7 @@ rehearsal = "forbidden"
 
 [privacy]
 unit = "subject"
+subject_records = "together"
 epsilon = "1.5"
 delta = "1e-5"
 per_round_epsilon = "0.3"
@@ -103,6 +105,7 @@ _FACTS = {
     "epsilon_cost_micro": 250_000,
     "delta_pico": 10_000_000,
     "unit": "subject",
+    "names_subjects": True,
     "records": 303,
     "holders": 4,
     "secure_aggregation": True,
@@ -162,6 +165,7 @@ class RandomUses:
                 "delta_pico": self.random.choice([0, 1, 10**7, 10**12 - 1]),
                 "per_round_epsilon_micro": self.random.choice([None, 0, 3 * 10**5]),
                 "unit": self.pick(Unit),
+                "subject_records": self.pick(SubjectRecords),
                 "min_records": self.random.choice([1, 50, 10**9]),
                 "min_holders": self.random.choice([1, 3, 10**4]),
                 "secure_aggregation": self.pick(SecureAggregation),
@@ -205,6 +209,7 @@ class RandomUses:
             "epsilon_cost_micro": policy.per_round_epsilon_micro or 0,
             "delta_pico": policy.delta_pico,
             "unit": policy.unit,
+            "names_subjects": policy.unit is not Unit.RECORD or policy.subject_records is SubjectRecords.APART,
             "records": policy.min_records,
             "holders": policy.min_holders,
             "secure_aggregation": policy.secure_aggregation is SecureAggregation.REQUIRED,
@@ -238,6 +243,7 @@ class RandomUses:
         "epsilon_cost_micro": lambda self, policy: self._near(policy.per_round_epsilon_micro or 0),
         "delta_pico": lambda self, policy: self._near(policy.delta_pico),
         "unit": lambda self, _: self.pick(Unit),
+        "names_subjects": lambda self, _: self.pick([True, False]),
         "records": lambda self, policy: self.pick([None, self._near(policy.min_records)]),
         "holders": lambda self, policy: self._near(policy.min_holders),
         "secure_aggregation": lambda self, _: self.pick([True, False]),

@@ -7,7 +7,7 @@ from ringfence_policy import reference
 from ringfence_policy.clauses import CLAUSES, explain, not_judged_at
 from ringfence_policy.decision import OUTSIDE_THE_POLICY, Point
 from ringfence_policy.policy import toml_keys
-from ringfence_policy.vocabulary import Action, Evaluation, OnRevoke, ReleaseTo, Unit
+from ringfence_policy.vocabulary import Action, Evaluation, OnRevoke, ReleaseTo, SubjectRecords, Unit
 from ringfence_policy.wording import counted, delta_text, epsilon_text, listed
 
 DOCS = Path(__file__).parents[2] / "docs" / "policy.md"
@@ -66,9 +66,15 @@ def test_sentences_say_amounts_as_a_reader_knows_them(make_policy):
     assert "At most 1 round may use this data." in explain(make_policy(max_rounds=1))
 
 
-@pytest.mark.parametrize("kind", [Unit, Evaluation, ReleaseTo, OnRevoke])
+@pytest.mark.parametrize("kind", [Unit, SubjectRecords, Evaluation, ReleaseTo, OnRevoke])
 def test_every_word_of_the_vocabulary_has_its_own_sentence(make_policy, kind):
-    attribute = {Unit: "unit", Evaluation: "evaluation", ReleaseTo: "release_to", OnRevoke: "on_revoke"}[kind]
+    attribute = {
+        Unit: "unit",
+        SubjectRecords: "subject_records",
+        Evaluation: "evaluation",
+        ReleaseTo: "release_to",
+        OnRevoke: "on_revoke",
+    }[kind]
     sentences = {explain(make_policy(**{attribute: word})) for word in kind}
     assert len(sentences) == len(kind)
 

@@ -15,7 +15,7 @@ from ringfence_policy.errors import Fault
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.probes import examine, probes
 from ringfence_policy.reference import failed_clauses
-from ringfence_policy.vocabulary import Action, OnRevoke
+from ringfence_policy.vocabulary import Action, OnRevoke, SubjectRecords, Unit
 
 HOLDER_POINTS = (Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD)
 
@@ -80,6 +80,26 @@ def test_every_limit_holds_exactly_on_it_and_fails_exactly_beyond_it(make_policy
     uses = random_uses(7)
     for _ in range(5):
         assert examine(PolicyGate(uses.policy())) == ()
+
+
+@pytest.mark.parametrize(
+    ("word", "facts", "refused"),
+    [
+        (SubjectRecords.TOGETHER, {"names_subjects": True, "unit": "record"}, ("subject_records",)),
+        (SubjectRecords.TOGETHER, {"names_subjects": True, "unit": "subject"}, ()),
+        (SubjectRecords.TOGETHER, {"names_subjects": True, "unit": "holder"}, ()),
+        (SubjectRecords.TOGETHER, {"names_subjects": False, "unit": "record"}, ()),
+        (SubjectRecords.APART, {"names_subjects": True, "unit": "record"}, ()),
+        (SubjectRecords.APART, {"names_subjects": True, "unit": "subject"}, ()),
+    ],
+)
+def test_persons_whom_the_data_names_are_protected_whole_unless_the_policy_says_otherwise(
+    make_policy, make_request, word, facts, refused
+):
+    of_records = PolicyGate(make_policy(unit=Unit.RECORD, subject_records=word))
+    for action in ("train", "evaluate"):
+        assert of_records.decide(make_request(action=action, **facts), point=Point.COORDINATOR).clauses == refused
+    assert of_records.decide(make_request(action="release", **facts), point=Point.RELEASE).permitted
 
 
 # --- the compiled policy is changed behind the gate's back -----------------------------------------------------------

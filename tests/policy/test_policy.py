@@ -9,7 +9,7 @@ from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.policy import UsagePolicy, parse_policy, read_policy, toml_keys
 from ringfence_policy.policy_text import to_toml
-from ringfence_policy.vocabulary import ORDERED, PURPOSES, Unit, ancestors, rank
+from ringfence_policy.vocabulary import ORDERED, PURPOSES, SubjectRecords, Unit, ancestors, rank
 
 
 def fault(text):
@@ -34,7 +34,15 @@ def test_policy_is_read_flat_with_whole_amounts(policy_toml, tmp_path):
     assert policy.unit is Unit.SUBJECT
 
 
-OPTIONAL = {"never", "not_purposes", "plans", "code", "per_round_epsilon"}
+def test_what_a_policy_leaves_out_about_subjects_is_read_as_the_stricter_word(policy_toml):
+    line = 'subject_records = "together"\n'
+    assert parse_policy(policy_toml.replace(line, "")) == parse_policy(policy_toml)
+    apart = parse_policy(policy_toml.replace(line, 'subject_records = "apart"\n'))
+    assert apart.subject_records is SubjectRecords.APART
+    assert apart.to_document()["privacy"]["subject_records"] == "apart"
+
+
+OPTIONAL = {"never", "not_purposes", "plans", "code", "subject_records", "per_round_epsilon"}
 
 
 def test_every_clause_that_is_left_out_is_missed_unless_it_may_be(policy_toml, policy_keys):

@@ -5,6 +5,7 @@ import pytest
 from ringfence_policy.decision import Point
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.preview import PreviewCase, _Fix, preview
+from ringfence_policy.vocabulary import Unit
 
 COST = 100_000
 
@@ -61,6 +62,7 @@ CHANGES = {
     "columns": ({"columns": frozenset({"age", "name"})}, {}, "Leave out name."),
     "rehearsal": ({"rehearsal": True}, {}, "Run with private noise"),
     "unit": ({"unit": "record"}, {}, "Protect every person with all of their records."),
+    "subject_records": ({"unit": "record"}, {"unit": Unit.RECORD}, "Protect every person with all of their records."),
     "delta": ({"delta_pico": 10**8}, {}, "Account at delta 0.00001."),
     "per_round_epsilon": ({}, {"per_round_epsilon_micro": 50_000}, "Spend at most epsilon 0.05 in a use"),
     "retention_days": ({"retention_days": 31}, {}, "Delete updates within 30 days."),

@@ -122,6 +122,47 @@ def test_a_schema_that_contradicts_itself_is_refused(old, new, named):
     assert named in str(caught.value)
 
 
+SUBJECT = '\n[subject]\ncolumn = "patient_id"\nmax_records = 8\n'
+
+
+def test_a_subject_column_is_read_and_never_a_feature():
+    schema = parse(SCHEMA + SUBJECT)
+    assert schema.column_names() == (*parse().column_names(), "patient_id")
+    assert schema.feature_names() == parse().feature_names()
+    assert schema.subject.max_records == 8
+
+
+def test_the_subjects_column_and_bound_are_part_of_the_schemas_digest():
+    texts = [
+        SCHEMA,
+        SCHEMA + SUBJECT,
+        SCHEMA + SUBJECT.replace("8", "9"),
+        SCHEMA + SUBJECT.replace("patient", "person"),
+    ]
+    assert len({parse(text).digest for text in texts}) == 4
+    for text in texts:
+        schema = parse(text)
+        assert DatasetSchema.from_document(schema.to_document()) == schema
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('"patient_id"', '"age"', "differ from each other"),
+        ('"patient_id"', '"outcome"', "differ from each other"),
+        ("max_records = 8", "", "max_records"),
+        ("max_records = 8", "max_records = 0", "1 or more"),
+        ("max_records = 8", 'max_records = "8"', "whole number"),
+        ("max_records = 8", "max_record = 8", "did you mean max_records"),
+        ("[subject]", "[subjects]", "did you mean subject"),
+    ],
+)
+def test_a_subject_table_that_says_something_else_is_refused(old, new, named):
+    with pytest.raises(DocumentInvalid) as caught:
+        parse(SCHEMA + SUBJECT.replace(old, new))
+    assert named in str(caught.value)
+
+
 def test_an_unknown_key_in_a_column_is_refused():
     with pytest.raises(DocumentInvalid, match="hihg"):
         parse(changed('high = "90"', 'hihg = "90"'))
