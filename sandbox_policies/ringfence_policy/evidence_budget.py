@@ -100,8 +100,10 @@ class _Account:
             mechanism = DpMechanism.from_document(record.mechanism)
             of_dataset[mechanism] += 1
             of_policy[mechanism] += 1
-            if isinstance(record, Sent) and record.run == self.evidence.run_id:
-                _check_planned(self.evidence.plan, mechanism, entry, self.report)
+            if record.run == self.evidence.run_id:
+                _check_unit(self.evidence.plan, mechanism, entry, self.report)
+                if isinstance(record, Sent):
+                    _check_planned(self.evidence.plan, mechanism, entry, self.report)
         self.rounds[policy_id] += isinstance(record, Sent)
         history = history_of(of_dataset.items())
         self.states.add(history)
@@ -179,6 +181,14 @@ def _claims(data: bytes) -> Claims:
         raise EvidenceRefused("the claims do not have their shape", got=f"something else at {places}") from None
 
 
+def _check_unit(plan: TrainingPlan, mechanism: DpMechanism, entry: Entry, report: Report) -> None:
+    """Hold a measure to what the plan protects as well as a training: one word weaker, and its cost is another's."""
+    planned = {"unit": (mechanism.unit, plan.unit), "relation": (mechanism.relation, plan.terms.privacy.relation)}
+    for name, (used, said) in planned.items():
+        if used is not said:
+            report(f"{entry}: {name} is {used}, the signed plan says {said}")
+
+
 def _check_planned(plan: TrainingPlan, mechanism: DpMechanism, entry: Entry, report: Report) -> None:
     terms, privacy = plan.terms.training, plan.terms.privacy
     clip, rate = round(terms.clipping_norm * MICRO), math.ceil(terms.sampling_rate * MICRO)
@@ -188,8 +198,6 @@ def _check_planned(plan: TrainingPlan, mechanism: DpMechanism, entry: Entry, rep
         "clipping_norm_micro": clip,
         "sampling_rate_micro": rate,
         "steps": terms.steps,
-        "unit": plan.unit.value,
-        "relation": privacy.relation.value,
     }
     for name, value in planned.items():
         if document[name] != value:

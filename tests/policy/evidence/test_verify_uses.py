@@ -342,6 +342,17 @@ def test_a_record_that_understates_its_cost_is_caught(world_of, change, words):
     assert_caught(world.run().verify(), "budget", "holder alpha, round 2", words)
 
 
+@pytest.mark.parametrize(("kind", "holder"), [("sent", "alpha"), ("evaluated", "beta")])
+@pytest.mark.parametrize(("member", "word"), [("unit", "subject"), ("relation", "replace-one")])
+def test_a_use_that_protects_another_unit_than_the_plans_is_caught(world_of, kind, holder, member, word):
+    def other(record):
+        record["mechanism"][member] = word
+        return [record]
+
+    world = world_of(at_append={holder: told(kind, other)})
+    assert_caught(world.run().verify(), "budget", f"holder {holder}", f"{member} is {word}, the signed plan says")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
