@@ -39,8 +39,8 @@ class DpMechanism:
     unit's contribution to L2 norm `clipping_norm`, sum, and add Gaussian noise of standard deviation `noise_stddev` to
     each coordinate of the sum. Only the noisy sums leave (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
 
-    `score-histogram`: count units in cells, each unit in exactly one cell with weight 1, and add Gaussian noise of
-    standard deviation `noise_stddev` to each cell, once.
+    `score-histogram`: count units in cells, each unit with a total weight of at most 1 (a record in one cell, a subject
+    spread over its records'), and add Gaussian noise of standard deviation `noise_stddev` to each cell, once.
 
     Attributes:
         kind: Which of the two.
@@ -79,7 +79,7 @@ class DpMechanism:
         if self.kind == "score-histogram" and (self.clipping_norm, self.sampling_rate, self.steps) != (1, 1, 1):
             raise _invalid(
                 "score-histogram",
-                "clipping norm 1, sampling rate 1 and one step: each unit falls in one cell, once",
+                "clipping norm 1, sampling rate 1 and one step: each unit counts at most 1, once",
                 (self.clipping_norm, self.sampling_rate, self.steps),
             )
         for name in ("clipping_norm", "noise_multiplier", "sampling_rate"):

@@ -263,8 +263,13 @@ def _no_rehearsal(_policy: UsagePolicy, _: RoundRequest) -> _Fix:
     return _Fix("run with private noise and without comparison lines, not as a rehearsal", {"rehearsal": False})
 
 
-def _unit(policy: UsagePolicy, _: RoundRequest) -> _Fix:
-    return _Fix(f"protect {UNIT_WORDS[policy.unit]}", {"unit": policy.unit})
+def _unit(policy: UsagePolicy, request: RoundRequest) -> _Fix | None:
+    if policy.unit is Unit.HOLDER:
+        return None  # no plan can protect a whole holder yet
+    words = f"protect {UNIT_WORDS[policy.unit]}"
+    if not request.names_subjects:
+        words = f"say in the schema which records are about one person, and {words}"
+    return _Fix(words, {"unit": policy.unit, "names_subjects": True})
 
 
 def _whole_subjects(_policy: UsagePolicy, _: RoundRequest) -> _Fix:

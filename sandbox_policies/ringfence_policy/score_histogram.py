@@ -1,7 +1,9 @@
 """Accuracy and AUC from counts of records by label and score: what an evaluation sends instead of scores or rows.
 
-One record falls in one cell, so adding or removing a record moves one count by one (L2 sensitivity 1). Exact counts are
-sent only where a policy says so; otherwise noisy ones, and both are read by the same functions.
+One record falls in one cell, so adding or removing a record moves one count by one (L2 sensitivity 1). Where data
+subjects are protected, a private count gives each subject a weight of 1 over all its records, and what is read off it
+are averages over subjects. Exact counts are of records, and sent only where a policy says so; otherwise noisy ones, and
+both are read by the same functions.
 """
 
 from collections.abc import Iterable, Sequence

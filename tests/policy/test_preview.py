@@ -85,6 +85,18 @@ def test_each_clause_has_its_smallest_change_in_words(make_case, clause):
     assert result.obstacles == ()
 
 
+def test_persons_whom_the_data_does_not_name_have_to_be_named_before_they_are_protected(make_case):
+    result = only(make_case(plan={"unit": "record", "names_subjects": False}))
+    assert [one.clause for one in result.failed] == ["unit"]
+    words = "Say in the schema which records are about one person, and protect every person with all of their records."
+    assert result.change == words
+
+
+def test_a_whole_holder_cannot_be_protected_by_any_change_of_a_plan(make_case):
+    result = only(make_case(policy={"unit": Unit.HOLDER}))
+    assert (result.change, result.obstacles) == (None, ("unit",))
+
+
 def test_holder_that_opens_later_says_when_to_start(make_case, make_policy):
     early = make_policy().not_before - timedelta(days=1)
     result = only(make_case(plan={"now": early}))
