@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from ringfence_client.datasource import HolderData, load_dataset
+from ringfence_client.datasource import HolderData
+from ringfence_client.holder_records import HolderRecords
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.outbox import Outbox
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
 from ringfence_client.participation import Participations
-from ringfence_client.parts import parts_of
 from ringfence_client.peers import present_peers, read_peers
 from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
@@ -88,8 +88,7 @@ class HolderNode:
         self._views = LogViews(self.log, key=self._key)
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
-        self._data: dict[str, HolderData] = {}
-        self._parts: dict[str, tuple[HolderData, HolderData]] = {}
+        self._records = HolderRecords(home)
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
         self._presence = Presence(home)
         if self._presence.is_alone:
@@ -264,16 +263,11 @@ class HolderNode:
 
     def data(self, plan: TrainingPlan) -> HolderData:
         """All of the holder's records, read once per schema. Secret."""
-        digest = plan.dataset_schema.digest
-        if digest not in self._data:
-            self._data[digest] = load_dataset(self.home.directory, plan.dataset_schema)
-        return self._data[digest]
+        return self._records.whole(plan)
 
     def split(self, plan: TrainingPlan) -> tuple[HolderData, HolderData]:
-        """The records for training and for evaluation; a record keeps its side while the test fraction stays."""
-        if plan.digest not in self._parts:
-            self._parts[plan.digest] = parts_of(self.data(plan), plan, salt=self.home.profile.dataset.dataset_id)
-        return self._parts[plan.digest]
+        """The records for training and those for evaluation. Secret."""
+        return self._records.parts(plan)
 
     def decide(
         self,

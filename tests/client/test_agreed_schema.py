@@ -17,7 +17,7 @@ def test_a_plan_with_a_schema_nobody_agreed_to_reads_no_data(tiny_scenario, monk
         raise AssertionError("data was read")
 
     with monkeypatch.context() as patched:
-        patched.setattr("ringfence_client.node.load_dataset", read)
+        patched.setattr("ringfence_client.holder_records.load_dataset", read)
         run.propose()
     refused = {holder: denial.clauses for holder, denial in run.governor.absent.items()}
     assert refused == dict.fromkeys(run.node_ids, ("plan",))

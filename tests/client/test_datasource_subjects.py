@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringfence_client.datasource import HolderData, load_dataset
-from ringfence_client.parts import parts_of
+from ringfence_client.holder_records import parts_of
 from ringfence_policy.errors import DataInvalid
 from ringfence_policy.plan import PlanFile, TrainingPlan
 from ringfence_policy.schema import DatasetSchema
