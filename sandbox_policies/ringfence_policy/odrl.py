@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 
 from ringfence_policy.clauses import CLAUSES
 from ringfence_policy.errors import DocumentInvalid
-from ringfence_policy.policy import FORMAT_VERSION, UsagePolicy, document_keys, rfc3339
+from ringfence_policy.policy import FORMAT_VERSION, UNSAID, UsagePolicy, document_keys, rfc3339
 from ringfence_policy.vocabulary import ORDERED, PURPOSES, Evaluation, ReleaseTier, ReleaseTo, Unit
 
 PROFILE: Final = "urn:ringfence:odrl:1"
@@ -117,7 +117,8 @@ def import_odrl(document: object, *, source: str = "ODRL") -> UsagePolicy:
     }
     reader.parties(top, values)
     groups: dict[str, Any] = {
-        table: {key: values[key] for key in keys if key in values} for table, keys in document_keys().items()
+        table: {key: values[key] for key in keys if key in values and values[key] != UNSAID.get(key)}
+        for table, keys in document_keys().items()
     }
     try:
         policy = UsagePolicy.from_document({"v": FORMAT_VERSION, **groups})
@@ -267,7 +268,7 @@ _PERMISSION: Final[tuple[_Form, ...]] = (
     _whole("min_records", "min_records", "min_records"),
     _one("rehearsal", "rehearsal", "rehearsal"),
     _range("unit", Unit, is_upward=True),
-    _one("subject_records", "subject_records", "subject_records"),
+    _Form("subject_records", "subject_records", "subject_records", lambda word: word.value, _word, is_required=False),
     _whole("epsilon", "epsilon_micro", "epsilon_micro"),
     _whole("delta", "delta_pico", "delta_pico"),
     _whole("per_round_epsilon", "per_round_epsilon_micro", "per_round_epsilon_micro", is_required=False),

@@ -44,6 +44,8 @@ from ringfence_policy.vocabulary import (
 FORMAT_VERSION: Final = 1
 EVERYTHING: Final = ("*",)
 BUILT_IN: Final = "built-in"
+# Left out of the signed document: policies that were signed before there was a choice say the same, by the same digest.
+UNSAID: Final[Mapping[str, StrEnum]] = {"subject_records": SubjectRecords.TOGETHER}
 
 
 def _known_purpose(value: str) -> str:
@@ -232,7 +234,8 @@ class UsagePolicy(PolicyHead, People, Projects, Settings, Data, Privacy, Outputs
         document: dict[str, Any] = {"v": FORMAT_VERSION}
         for table, keys in document_keys().items():
             values = {key: getattr(self, attribute) for key, attribute in keys.items()}
-            document[table] = {key: _plain(value) for key, value in values.items() if value is not None}
+            said = {key: value for key, value in values.items() if value is not None and value != UNSAID.get(key)}
+            document[table] = {key: _plain(value) for key, value in said.items()}
         return document
 
     @classmethod

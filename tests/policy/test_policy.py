@@ -37,6 +37,7 @@ def test_policy_is_read_flat_with_whole_amounts(policy_toml, tmp_path):
 def test_what_a_policy_leaves_out_about_subjects_is_read_as_the_stricter_word(policy_toml):
     line = 'subject_records = "together"\n'
     assert parse_policy(policy_toml.replace(line, "")) == parse_policy(policy_toml)
+    assert "subject_records" not in parse_policy(policy_toml).to_document()["privacy"]  # as signed before it was a key
     apart = parse_policy(policy_toml.replace(line, 'subject_records = "apart"\n'))
     assert apart.subject_records is SubjectRecords.APART
     assert apart.to_document()["privacy"]["subject_records"] == "apart"
