@@ -29,7 +29,8 @@ import polars as pl
 from ringfence_client.enrolment import enrol as enrol_holder
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.mechanism import MICRO, history_of
-from ringfence_policy.plan import PlanFile
+from ringfence_policy.plan import PlanFile, TrainingPlan
+from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.settlement import loudest_training
 from ringfence_policy.strict_toml import read_toml
 
@@ -222,7 +223,7 @@ def build_scenario(
             noise_multiplier=noise_multiplier,
         )
     )
-    epsilon = _budget(read_toml(plan, PlanFile))
+    epsilon = _budget(plan, directory / "schema.toml")
     homes = []
     for number in range(holders):
         holder = f"holder-{number:05d}"
@@ -271,9 +272,11 @@ def draw_records(
     return values, (scores > 0).astype(np.int8)
 
 
-def _budget(plan: PlanFile) -> str:
+def _budget(plan: Path, schema: Path) -> str:
     """What the plan's rounds cost at its largest noise, as a policy writes it."""
-    cost = epsilon_micro(history_of([(loudest_training(plan), plan.training.rounds)]), delta_pico=DELTA_PICO)
+    terms, declared = read_toml(plan, PlanFile), read_toml(schema, DatasetSchema)
+    whole = TrainingPlan(terms=terms, dataset_schema=declared, holders={}, rehearsal=False)
+    cost = epsilon_micro(history_of([(loudest_training(whole), terms.training.rounds)]), delta_pico=DELTA_PICO)
     return f"{cost / MICRO:.6f}"
 
 

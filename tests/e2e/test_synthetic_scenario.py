@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ringfence_client.datasource import load_dataset
+from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.settlement import settle
 from ringfence_server.forecast import forecast
 from ringfence_server.scenario import load_scenario
@@ -40,9 +41,10 @@ def test_every_synthetic_holder_permits_every_round(scenario):
 
 
 def test_every_synthetic_holder_calibrates_the_wanted_noise(scenario):
+    plan = TrainingPlan(terms=scenario.plan, dataset_schema=scenario.schema, holders={}, rehearsal=False)
     for holder, policy in scenario.policies.items():
         settlement = settle(
-            plan=scenario.plan,
+            plan=plan,
             policy=policy,
             dataset=scenario.holders[holder].dataset,
             policy_history=(),
