@@ -69,17 +69,8 @@ def _has_ascii_keys(value: Any) -> bool:
     kind = type(value)
     if kind is str or kind is bool or value is None:
         return True
-    if kind is dict or isinstance(value, dict):
-        ascii_keys = True
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError("a key of a signed or logged document is text")
-            # Every item is looked at, whatever the keys are; text, the most of them, without a call.
-            if type(item) is not str and not _has_ascii_keys(item):
-                ascii_keys = False
-            if not key.isascii():
-                ascii_keys = False
-        return ascii_keys
+    if isinstance(value, dict):
+        return _are_ascii(value)
     if isinstance(value, list | tuple):
         return all([type(item) is str or _has_ascii_keys(item) for item in value])  # noqa: C419 -- every item
     if isinstance(value, int):
@@ -89,6 +80,19 @@ def _has_ascii_keys(value: Any) -> bool:
     if isinstance(value, str):
         return True
     raise TypeError(f"{kind.__name__} has no place in signed or logged documents")
+
+
+def _are_ascii(members: dict[Any, Any]) -> bool:
+    ascii_keys = True
+    for key, item in members.items():
+        if not isinstance(key, str):
+            raise TypeError("a key of a signed or logged document is text")
+        # Every item is looked at, whatever the keys are; text, which most of them are, without a call.
+        if type(item) is not str and not _has_ascii_keys(item):
+            ascii_keys = False
+        if not key.isascii():
+            ascii_keys = False
+    return ascii_keys
 
 
 def _refuse_constant(name: str) -> Any:
