@@ -256,7 +256,8 @@ def show(measurements: Sequence[Measurement], ratios: Mapping[str, Mapping[str, 
         ]
         accuracy = statistics.median(one.accuracy for one in runs)
         print(f"{TITLES[name]:26}" + "".join(f"{cell:>26}" for cell in cells) + f"{accuracy:>10.3f}")
-    print("\nRingfence, times better:")
+    if ratios:
+        print("\nRingfence, times better:")
     for name, found in ratios.items():
         rate, sooner = WANTED[name]
         print(
