@@ -52,9 +52,10 @@ def _encode(values: pl.Series, column: Column) -> Float32Array:
 
 def _encode_number(values: pl.Series, column: NumberColumn) -> Float32Array:
     low, high = float(column.low), float(column.high)
-    absent = values.is_null().to_numpy()
+    numbers = values.to_numpy()  # an absent value becomes NaN, and no other value is one
+    absent = np.isnan(numbers)
     stand_in = column.impute if column.impute is not None else Decimal(0)
-    clipped = np.clip(values.fill_null(float(stand_in)).to_numpy(), low, high)
+    clipped = np.clip(np.where(absent, float(stand_in), numbers), low, high)
     scaled = 2.0 * (clipped - low) / (high - low) - 1.0
     parts = [scaled, absent] if column.missing == "impute-and-flag" else [scaled]
     return np.stack(parts, axis=1).astype(np.float32)
