@@ -6,7 +6,6 @@ The coordinator's word counts for nothing here, and neither do holders that only
 import json
 import sys
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 
 from ringfence_client.home import HolderHome
 from ringfence_client.run_terms import RunTerms
@@ -34,15 +33,9 @@ def read_peers(data: bytes) -> dict[str, PublicKey]:
         TrustRefused: It holds something that is no public key.
     """
     try:
-        return {sys.intern(holder_id): _root(**jwk) for holder_id, jwk in json.loads(data).items()}
+        return {sys.intern(holder_id): PublicKey.from_jwk(jwk) for holder_id, jwk in json.loads(data).items()}
     except (ValueError, TypeError, AttributeError):
         raise TrustRefused("the file of known peers is unreadable", expected="root keys by holder id") from None
-
-
-@lru_cache(maxsize=65_536)
-def _root(**jwk: str) -> PublicKey:
-    # Shared by all holders of a process: a thousand that know each other would keep a million keys.
-    return PublicKey.from_jwk(jwk)
 
 
 def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:

@@ -124,8 +124,8 @@ class PublicKey:
         members = {**_PUBLIC_MEMBERS, "x": _to_base64url(self.raw)}
         return _to_base64url(hashlib.sha256(canonical.encode(members)).digest())
 
-    @classmethod
-    def from_jwk(cls, jwk: Mapping[str, Any]) -> Self:
+    @staticmethod
+    def from_jwk(jwk: Mapping[str, Any]) -> "PublicKey":
         """Read a public JSON Web Key.
 
         Raises:
@@ -136,11 +136,17 @@ class PublicKey:
             raise refusal(TrustReason.WEAK_KEY, expected=f"a JWK with the members {', '.join(sorted(wanted))}")
         if any(jwk[member] != value for member, value in _PUBLIC_MEMBERS.items()):
             raise refusal(TrustReason.WEAK_KEY, expected="kty OKP and crv Ed25519")
-        return cls(kid=jwk["kid"], raw=_from_base64url(jwk["x"]))
+        return _public_key(jwk["kid"], jwk["x"])
 
     @cached_property
     def _joserfc(self) -> "OKPKey":
         return _import_key({**_PUBLIC_MEMBERS, "x": _to_base64url(self.raw)})
+
+
+@lru_cache(maxsize=65_536)
+def _public_key(kid: str, x: str) -> PublicKey:
+    # Shared by all holders of a process: a thousand that know each other would read and keep a million keys.
+    return PublicKey(kid=kid, raw=_from_base64url(x))
 
 
 @dataclass(frozen=True)
