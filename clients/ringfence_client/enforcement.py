@@ -20,12 +20,14 @@ from ringfence_client.outbox import StoredReply
 from ringfence_client.papers import Papers, denial_of
 from ringfence_client.run_terms import RunTerms
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate
+from ringfence_client.trainers import choose_trainer
 from ringfence_policy import canonical
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import BudgetExhausted, LedgerFault, RingfenceError
 from ringfence_policy.facts import Cost
 from ringfence_policy.mechanism import DpMechanism, history_to_document
+from ringfence_policy.plan import TrainerName
 from ringfence_policy.protocol import UseReply, UseRequest
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import Action, Evaluation
@@ -73,6 +75,7 @@ class Prepared:
         mechanism: What the use applies; None for an exact evaluation.
         hold_id: Its reservation; "" where nothing is reserved.
         cost: What it costs under the policy.
+        trainer: What trains; None for an evaluation.
         stored: The reply that already left for this very use, to be sent again instead of using data anew.
     """
 
@@ -85,6 +88,7 @@ class Prepared:
     hold_id: str
     cost: Cost
     cohort_size: int
+    trainer: TrainerName | None
     stored: StoredReply | None = None
 
 
@@ -110,7 +114,11 @@ def model_digest(arrays: Arrays) -> str:
 
 
 def prepare(
-    node: HolderNode, request: UseRequest, model: GlobalModel, *, check_training: Callable[[RunTerms], None]
+    node: HolderNode,
+    request: UseRequest,
+    model: GlobalModel,
+    *,
+    check_training: Callable[[RunTerms, TrainerName], None],
 ) -> Prepared | Decision:
     """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
 
@@ -129,8 +137,8 @@ def prepare(
         if isinstance(use, Prepared):
             if use.stored is not None:
                 return use
-            if request.action is Action.TRAIN:
-                check_training(use.terms)
+            if use.trainer is not None:
+                check_training(use.terms, use.trainer)
             return _reserve(use)
     except LedgerFault:
         raise  # a refusal could not be recorded either
@@ -155,8 +163,12 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
     if refusal is not None:
         return refusal
     # Whatever can be wrong with the model is found before data is opened; a fault after that is charged.
-    _check_fits(terms.plan.terms.model.model_dump_json(), terms.plan.dataset_schema.feature_count, model)
+    feature_count = terms.plan.dataset_schema.feature_count
+    _check_fits(terms.plan.terms.model.model_dump_json(), feature_count, model)
     training = request.action is Action.TRAIN
+    trainer = (
+        choose_trainer(model_spec(terms), feature_count, wanted=terms.plan.terms.training.trainer) if training else None
+    )
     mechanism = terms.settlement.training if training else terms.settlement.evaluation
     stored = node.outbox.find(node.ledger, request)
     hold_id = _hold_id(request) if mechanism is not None else ""
@@ -172,6 +184,7 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
         hold_id=hold_id if stored is None else stored.hold_id,
         cost=node.cost(terms, papers.policy, mechanism) if stored is None else stored.cost,
         cohort_size=node.count_cohort(terms, request.cohort, training_round=request.round_number if training else None),
+        trainer=trainer,
         stored=stored,
     )
 
@@ -227,6 +240,7 @@ def charge_failure(prepared: Prepared) -> Decision | None:
         digest=FAILED_DIGEST,
         base_model_digest=prepared.request.base_model_digest,
         noise_source="none" if prepared.mechanism is None else "seeded" if seeded else "csprng",
+        trainer=prepared.trainer,
         histogram=None,
         cost=prepared.cost,
         arrays={},
@@ -363,15 +377,18 @@ def _not_as_charged(prepared: Prepared, result: TrainedUpdate | Measured) -> str
 def _reply_of(prepared: Prepared, result: TrainedUpdate | Measured) -> StoredReply:
     if isinstance(result, Measured):
         histogram: Histogram | None = result.histogram
+        trainer: TrainerName | None = None
         arrays: Arrays = {}
         digest = canonical.digest([list(row) for row in result.histogram])
     else:
-        histogram, arrays, digest = None, result.arrays, model_digest(result.arrays)
+        histogram, trainer, arrays = None, result.trainer, result.arrays
+        digest = model_digest(arrays)
     return StoredReply(
         hold_id=prepared.hold_id,
         digest=digest,
         base_model_digest=prepared.request.base_model_digest,
         noise_source="none" if result.applied is None else result.applied.noise_kind,
+        trainer=trainer,
         histogram=histogram,
         cost=prepared.cost,
         arrays=arrays,
@@ -395,7 +412,7 @@ def _mark_sent(prepared: Prepared, reply: StoredReply) -> None:
         "history": history_to_document(history),
     }
     if request.action is Action.TRAIN:
-        members |= {"update_digest": reply.digest, "weight": dataset.weight}
+        members |= {"update_digest": reply.digest, "weight": dataset.weight, "trainer": reply.trainer}
     else:
         members |= {"result_digest": reply.digest}
     kind = "sent" if request.action is Action.TRAIN else "evaluated"

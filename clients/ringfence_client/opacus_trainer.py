@@ -5,19 +5,20 @@ summing and adding noise are done in float64; the noised sum is snapped to its g
 which as post-processing costs nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
-import numpy as np
 import torch
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import nn
 
-from ringfence_client.models import Arrays, build_module, read_arrays, write_arrays
+from ringfence_client.models import build_module, write_arrays
+from ringfence_client.module_chance import module_chance
 from ringfence_client.noise import NoiseSource, snapped
 from ringfence_client.sampling import Draw, draw
-from ringfence_client.trainer import ROUNDING_ROOM, AppliedPrivacy, TrainedUpdate, TrainingFault, TrainingJob
+from ringfence_client.trainer import ROUNDING_ROOM, AppliedPrivacy, TrainedUpdate, TrainingJob, finite_arrays
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.mechanism import DpMechanism
 
@@ -96,7 +97,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 class OpacusTrainer:
     """Trains each job with Opacus' hooks. Slow for many small models, and the reference for faster trainers."""
 
-    name = "opacus"
+    name: Final = "opacus"
 
     def train(self, jobs: Sequence[TrainingJob]) -> list[TrainedUpdate]:
         """Train every job: see `Trainer.train`."""
@@ -118,24 +119,38 @@ def _train(job: TrainingJob) -> TrainedUpdate:
         )
     features, labels = torch.tensor(job.data.features), torch.tensor(job.data.labels)
     rates = []
-    # A module's own chance (dropout) follows the holder's source too: unpredictable, or repeatable in a rehearsal.
-    with torch.random.fork_rng(devices=[]):
-        if job.model.get("kind") == "module":
-            torch.manual_seed(int(job.noise.uniform(1)[0] * 2**62))
+    with module_chance(job):
         for _ in range(job.mechanism.steps):
             rate = job.mechanism.sampling_rate
             drawn = draw(job.data, unit=job.mechanism.unit, sampling_rate=rate, noise=job.noise)
             rates.append(rate)
             _step(module, optimizer, features, labels, drawn)
     return TrainedUpdate(
-        holder_id=job.holder_id, arrays=_finite_arrays(module, job), applied=_applied(optimizer, rates, job.noise)
+        holder_id=job.holder_id,
+        # The wrapped module: the wrapper renames its parameters.
+        arrays=finite_arrays(module._module, job),  # noqa: SLF001
+        applied=_applied(optimizer, rates, job.noise),
+        trainer=OpacusTrainer.name,
     )
+
+
+def check_module(module: nn.Module) -> None:
+    """Refuse a module that Opacus cannot train record by record.
+
+    Raises:
+        DocumentInvalid: The module mixes records, or has a layer without per-record gradients.
+    """
+    _hooked(module)
 
 
 def _per_record(job: TrainingJob) -> GradSampleModule:
     """Build the job's model with hooks that keep one gradient per record."""
     module = build_module(job.model, job.data.features.shape[1])
     write_arrays(module, job.arrays)
+    return _hooked(module)
+
+
+def _hooked(module: nn.Module) -> GradSampleModule:
     faults = [type(fault).__name__ for fault in ModuleValidator.validate(module, strict=False)]
     if not faults:
         try:
@@ -155,7 +170,8 @@ def _step(
     module: GradSampleModule, optimizer: PrivateOptimizer, features: torch.Tensor, labels: torch.Tensor, drawn: Draw
 ) -> None:
     """Take one step on the drawn rows, in pieces that fit in memory and one noise for all; none is a step too."""
-    pieces = list(_pieces(drawn, numbers_each=sum(parameter.numel() for parameter in optimizer.params)))
+    numbers_each = sum(parameter.numel() for parameter in optimizer.params)
+    pieces = list(drawn.pieces(most_rows=_GRADIENT_NUMBERS // numbers_each))
     for piece in pieces:
         optimizer.signal_skip_step(do_skip=piece is not pieces[-1])
         optimizer.zero_grad()
@@ -176,20 +192,6 @@ def _step(
             ) from error
 
 
-def _pieces(drawn: Draw, *, numbers_each: int) -> Iterator[slice]:
-    """Parts of a draw that fit in memory. A unit is never parted: its rows are clipped as one."""
-    size = max(1, _GRADIENT_NUMBERS // numbers_each)
-    rows, start = len(drawn.rows), 0
-    while start == 0 or start < rows:
-        end = min(start + size, rows)
-        if end < rows:
-            end = int(np.searchsorted(drawn.units, drawn.units[end]))
-            if end <= start:
-                end = int(np.searchsorted(drawn.units, drawn.units[start], side="right"))
-        yield slice(start, end)
-        start = max(end, 1)
-
-
 def _pull_towards(anchors: Sequence[torch.Tensor], proximal_mu: float) -> Callable[[DPOptimizer], None]:
     """FedProx' term, added to the noised gradient: Li et al. 2020, Federated Optimization in Heterogeneous Networks."""
 
@@ -208,15 +210,3 @@ def _applied(optimizer: PrivateOptimizer, rates: Sequence[float], noise: NoiseSo
         steps=len(optimizer.applied),
         noise_kind=noise.kind,
     )
-
-
-def _finite_arrays(module: GradSampleModule, job: TrainingJob) -> Arrays:
-    arrays = read_arrays(module._module)  # noqa: SLF001 - the wrapped module; the wrapper renames its parameters
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise TrainingFault(
-            "training diverged",
-            expected="finite parameters",
-            where=f"job of '{job.holder_id}'",
-            next_step="lower the learning rate",
-        )
-    return arrays

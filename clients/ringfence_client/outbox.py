@@ -18,6 +18,7 @@ from ringfence_policy import canonical
 from ringfence_policy.database import Database
 from ringfence_policy.facts import Cost
 from ringfence_policy.ledger import HoldState, PrivacyLedger
+from ringfence_policy.plan import TrainerName
 from ringfence_policy.protocol import UseRequest
 
 _SCHEMA_VERSION = 1
@@ -42,6 +43,7 @@ class StoredReply:
         digest: Digest of the update or of the result.
         base_model_digest: The model it started from; a retry for another model is another use.
         noise_source: Where its noise was from.
+        trainer: What trained; None for an evaluation.
         histogram: Counts by label and score, in thousandths, for an evaluation.
         cost: What it cost under the policy, as decided then.
         arrays: The update, float32 by parameter name; empty for an evaluation.
@@ -51,6 +53,7 @@ class StoredReply:
     digest: str
     base_model_digest: str
     noise_source: Literal["csprng", "seeded", "none"]
+    trainer: TrainerName | None
     histogram: tuple[tuple[int, ...], tuple[int, ...]] | None
     cost: Cost
     arrays: Mapping[str, npt.NDArray[np.float32]]
@@ -77,6 +80,7 @@ class Outbox:
             "digest": reply.digest,
             "base_model_digest": reply.base_model_digest,
             "noise_source": reply.noise_source,
+            "trainer": reply.trainer,
             "histogram": reply.histogram,
             "cost": vars(reply.cost),
         }
@@ -108,6 +112,7 @@ class Outbox:
             digest=description["digest"],
             base_model_digest=description["base_model_digest"],
             noise_source=description["noise_source"],
+            trainer=description["trainer"],
             histogram=None if rows is None else (tuple(rows[0]), tuple(rows[1])),
             cost=Cost(**description["cost"]),
             arrays=load(data),

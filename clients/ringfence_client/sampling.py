@@ -5,6 +5,7 @@ secret generator as the noise. Nothing weaker earns amplification by sampling: s
 mechanisms (Chua et al. 2024, How Private are DP-SGD Implementations?, arXiv:2403.17673). How many units came is secret.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,22 @@ class Draw:
     rows: npt.NDArray[np.int64]
     units: npt.NDArray[np.int64]
     count: int
+
+    def pieces(self, *, most_rows: int) -> Iterator[slice]:
+        """Part the rows into pieces of at most `most_rows`, or of one unit: a unit's rows are clipped as one.
+
+        Yields:
+            Slices of `rows` and `units`, at least one; empty only where nothing was drawn.
+        """
+        rows, start = len(self.rows), 0
+        while start == 0 or start < rows:
+            end = min(start + max(1, most_rows), rows)
+            if end < rows:
+                end = int(np.searchsorted(self.units, self.units[end]))
+                if end <= start:
+                    end = int(np.searchsorted(self.units, self.units[start], side="right"))
+            yield slice(start, end)
+            start = max(end, 1)
 
 
 @dataclass(frozen=True, eq=False)

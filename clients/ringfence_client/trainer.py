@@ -10,11 +10,14 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from ringfence_client.datasource import HolderData
+from ringfence_client.models import Arrays, read_arrays
 from ringfence_client.noise import NoiseKind, NoiseSource
 from ringfence_policy.errors import DocumentInvalid, Fault, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.plan import TrainerName
 from ringfence_policy.vocabulary import Unit
 
 # Every trainer clips to (1 - ROUNDING_ROOM) times the clipping norm. The rest is room for what float32 does to norms
@@ -131,11 +134,13 @@ class TrainedUpdate:
         holder_id: Whose it is.
         arrays: The new parameters, float32 by name, finite. Differentially private as `applied` says, and only so.
         applied: What was really applied. Check it against the mechanism that was charged before anything is sent.
+        trainer: Which trainer did it.
     """
 
     holder_id: str
     arrays: dict[str, npt.NDArray[np.float32]]
     applied: AppliedPrivacy
+    trainer: TrainerName
 
 
 class Trainer(Protocol):
@@ -150,8 +155,8 @@ class Trainer(Protocol):
     """
 
     @property
-    def name(self) -> str:
-        """The trainer's name in logs and benchmarks."""
+    def name(self) -> TrainerName:
+        """The trainer's name in plans, evidence, logs and benchmarks."""
         ...
 
     def train(self, jobs: Sequence[TrainingJob]) -> list[TrainedUpdate]:
@@ -169,3 +174,20 @@ class Trainer(Protocol):
             TrainingFault: Training diverged.
         """
         ...
+
+
+def finite_arrays(module: nn.Module, job: TrainingJob) -> Arrays:
+    """Copy a job's trained parameters out.
+
+    Raises:
+        TrainingFault: A parameter is not finite.
+    """
+    arrays = read_arrays(module)
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise TrainingFault(
+            "training diverged",
+            expected="finite parameters",
+            where=f"job of '{job.holder_id}'",
+            next_step="lower the learning rate",
+        )
+    return arrays

@@ -10,42 +10,51 @@ from ringfence_client.enforcement import Measured, Prepared, model_spec
 from ringfence_client.evaluation import noised_counts, score_counts
 from ringfence_client.noise import NoiseSource, RehearsalNoise, SecureNoise
 from ringfence_client.noise_check import check_trainer
-from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.run_terms import RunTerms
 from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate, Trainer, TrainingJob
+from ringfence_client.trainers import trainer_named
 from ringfence_policy.errors import Fault
+from ringfence_policy.plan import TrainerName
 from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDTHS
-from ringfence_policy.vocabulary import Action, Unit
+from ringfence_policy.vocabulary import Unit
 
 Result = TrainedUpdate | Measured
 
 _log = getLogger(__name__)
 
 
-def use_together(uses: Sequence[Prepared], *, trainer: Trainer | None = None) -> list[Result | Fault | None]:
-    """Carry out permitted uses.
+def use_together(uses: Sequence[Prepared]) -> list[Result | Fault | None]:
+    """Carry out permitted uses: those of one trainer together.
 
     Args:
         uses: Permitted and reserved uses of any holders.
-        trainer: How to train; Opacus by default.
 
     Returns:
         For each use its result, None where the stored reply is to be sent again, or the fault that stopped it.
     """
-    training = [use for use in uses if use.request.action is Action.TRAIN and use.stored is None]
-    trained = dict(zip(map(id, training), _train(training, trainer or OpacusTrainer()), strict=True))
+    by_trainer: dict[TrainerName, list[Prepared]] = {}
+    for use in uses:
+        if use.trainer is not None and use.stored is None:
+            by_trainer.setdefault(use.trainer, []).append(use)
+    trained: dict[int, Result | Fault] = {}
+    for name, training in by_trainer.items():
+        trained |= zip(map(id, training), _train(training, trainer_named(name)), strict=True)
     return [trained[id(use)] if id(use) in trained else _without_training(use) for use in uses]
 
 
-def check_training(terms: RunTerms) -> None:
+def check_training(terms: RunTerms, trainer: TrainerName) -> None:
     """Make sure, before anything is reserved, that training in this run adds the noise that the ledger will be charged.
+
+    Args:
+        terms: The run's terms.
+        trainer: What will train.
 
     Raises:
         NoiseFault: It does not.
         DocumentInvalid: The plan's model cannot be trained.
     """
     check_trainer(
-        OpacusTrainer(),
+        trainer_named(trainer),
         run_id=terms.run_id,
         model=model_spec(terms),
         feature_count=terms.plan.dataset_schema.feature_count,

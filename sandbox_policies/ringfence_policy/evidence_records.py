@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ringfence_policy import canonical
 from ringfence_policy.errors import EvidenceRefused
+from ringfence_policy.plan import TrainerName
 
 Count = Annotated[int, Field(ge=0, le=canonical.MAX_SAFE_INTEGER)]
 Text = Annotated[str, Field(max_length=2000)]
@@ -73,13 +74,17 @@ class Spending(Record):
 
 
 class Sent(Spending):
-    """Holder: an update is about to leave. Written with the ledger's `sending`, so it may be one that was lost."""
+    """Holder: an update is about to leave. Written with the ledger's `sending`, so it may be one that was lost.
+
+    `trainer` names the code that trained. Records from before there was a choice lack it: then it was Opacus.
+    """
 
     kind: Literal["sent"]
     update_digest: Digest
     mechanism: dict[str, Any]
     weight: Count
     noise_source: Literal["csprng", "seeded"]
+    trainer: TrainerName = "opacus"
 
 
 class Evaluated(Spending):

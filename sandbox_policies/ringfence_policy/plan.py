@@ -24,6 +24,7 @@ WIDEST_LAYER = 65_536
 MOST_SAMPLED_STEPS = 100_000
 
 Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedTrimmedAvg"]
+TrainerName = Literal["opacus", "book-keeping", "cohort"]
 
 
 def _in_range(name: str, value: Decimal, *, above: Decimal | None = None, up_to: Decimal) -> None:
@@ -56,9 +57,13 @@ class ModelSpec(StrictDocument):
 
 
 class TrainingTerms(StrictDocument):
-    """How a round trains. `average_last` is the share of the committed rounds that the released model averages."""
+    """How a round trains. `average_last` is the share of the committed rounds that the released model averages.
+
+    `trainer` names the code that trains at every holder; with `auto` each holder takes the fastest that fits the model.
+    """
 
     strategy: Strategy = "FedAvg"
+    trainer: Literal["auto"] | TrainerName = "auto"
     rounds: int = Field(ge=1, le=10_000)
     steps: int = Field(ge=1, le=100_000)
     sampling_rate: DecimalString

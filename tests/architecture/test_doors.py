@@ -58,7 +58,8 @@ ENVIRONMENT = {
 # Who may seed a global generator, inside torch.random.fork_rng, which leaves the process's own as it was.
 SEEDED = {
     "ringfence_client.models": "the public start of a model, the same for everybody",
-    "ringfence_client.opacus_trainer": "a module's own dropout, seeded from the holder's noise source",
+    "ringfence_client.module_chance": "a module's own dropout, seeded from the holder's noise source",
+    "ringfence_client.bookkeeping": "a module's trial on made-up rows, before data is opened",
 }
 
 NETWORK = {

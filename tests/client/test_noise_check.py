@@ -219,6 +219,7 @@ def test_a_holder_whose_trainer_adds_too_little_noise_refuses_before_the_first_r
     opened = []
     monkeypatch.setattr(use, "_job", opened.append)
     monkeypatch.setattr(opacus_trainer, "PrivateOptimizer", Quiet)
+    monkeypatch.setattr(use, "trainer_named", lambda _name: OpacusTrainer())
     assert read_refusal(run.request("elm")).clauses == ("noise-fault",)
     assert run.spent("elm") == before
     assert run.node("elm").ledger.holds() == []

@@ -34,7 +34,7 @@ def test_an_attempt_that_failed_is_charged_and_cannot_be_made_again(tiny_run, mo
     before = run.spent("elm")
     replies = []
     for reason in ("age 77", "nothing of the kind"):
-        monkeypatch.setattr(use, "OpacusTrainer", lambda reason=reason: _Fails(reason))
+        monkeypatch.setattr(use, "trainer_named", lambda _name, reason=reason: _Fails(reason))
         replies.append(run.request("elm", attempt=len(replies) + 1))
     assert all(reply.error.code == FAULT_CODE for reply in replies)
     assert replies[0].error.reason == replies[1].error.reason

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
 from ringfence_client.cohort_kernel import CompiledKernel, TorchKernel, load_library
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
@@ -35,7 +36,7 @@ def torch_cohort() -> CohortTrainer:
     return CohortTrainer(TorchKernel())
 
 
-TRAINERS = [OpacusTrainer, compiled_cohort, torch_cohort]
+TRAINERS = [OpacusTrainer, BookKeepingTrainer, compiled_cohort, torch_cohort]
 LOGISTIC = {"kind": "logistic-regression"}
 MLP = {"kind": "mlp", "hidden": (6, 4), "seed": 3}
 FEATURES = 5

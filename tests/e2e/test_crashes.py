@@ -43,23 +43,25 @@ _CONDUCTOR = "ringfence_server.conduct:_Conductor"
 
 # Before round 1 the trainer is checked once for each mechanism, and the two holders' differ: so many calls come first.
 CHECK_TRAININGS = 3 * HOLDERS
-CHECK_DRAWS = 5 * HOLDERS
+CHECK_DRAWS = 4 * HOLDERS
 # A call number counts over all holders: with two of them, calls 1 and 2 are the first round's, 3 and 4 the second's.
 MATRIX = {
     "before a holder is shown the plan": Fault(f"{_NODE}.propose", 2),
     "plan recorded, terms not yet kept": Fault("ringfence_client.run_terms:RunTerms.save", 2),
     "terms kept, before the first record of the run": Fault(f"{_CHECKPOINTS}.save_model", 1),
     "first model kept, before the first record of the run": Fault(f"{_CHECKPOINTS}.save_model", 1, "after"),
-    "in the check of the trainer, before round 1": Fault("ringfence_client.opacus_trainer:_train", CHECK_TRAININGS),
+    "in the check of the trainer, before round 1": Fault(
+        "ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS
+    ),
     "before reserve, round 1": Fault(f"{_ENFORCEMENT}:_reserve", 2),
     "before reserve, round 2": Fault(f"{_ENFORCEMENT}:_reserve", 4),
     "in reserve, before its commit, round 1": Fault(f"{_LEDGER}.reserve", 2, "after"),
     "after reserve, round 1": Fault(f"{_ENFORCEMENT}:_reserve", 2, "after"),
     "after reserve, round 2": Fault(f"{_ENFORCEMENT}:_reserve", 4, "after"),
-    "before training, round 1": Fault("ringfence_client.opacus_trainer:_train", CHECK_TRAININGS + 1),
-    "during training, round 1": Fault("ringfence_client.opacus_trainer:_train", CHECK_TRAININGS + 2),
+    "before training, round 1": Fault("ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS + 1),
+    "during training, round 1": Fault("ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS + 2),
     "during training, round 2": Fault("ringfence_client.noise:RehearsalNoise.normal", CHECK_DRAWS + HOLDERS + 2),
-    "after training, round 1": Fault("ringfence_client.opacus_trainer:_train", CHECK_TRAININGS + HOLDERS, "after"),
+    "after training, round 1": Fault("ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS + HOLDERS, "after"),
     "before the outbox write, round 1": Fault(_OUTBOX, 2),
     "before the outbox write, round 2": Fault(_OUTBOX, 4),
     "after the outbox write, before sending, round 1": Fault(_OUTBOX, 2, "after"),

@@ -1,0 +1,74 @@
+"""Which trainer trains which model."""
+
+from collections.abc import Mapping
+from logging import getLogger
+from typing import Any, Final, Literal
+
+from ringfence_client import bookkeeping_trainer, opacus_trainer
+from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
+from ringfence_client.models import build_module
+from ringfence_client.opacus_trainer import OpacusTrainer
+from ringfence_client.trainer import Trainer
+from ringfence_policy.errors import DocumentInvalid
+from ringfence_policy.plan import TrainerName
+
+_BUILT_IN: Final = ("logistic-regression", "mlp")
+_FOR_BUILT_IN: Final[TrainerName] = "book-keeping"
+
+_log = getLogger(__name__)
+
+
+def choose_trainer(
+    model: Mapping[str, Any], feature_count: int, *, wanted: Literal["auto"] | TrainerName
+) -> TrainerName:
+    """Choose what trains a model, and make sure that it can. Opens no data.
+
+    Args:
+        model: The plan's [model] table.
+        feature_count: How many features a row has.
+        wanted: The plan's choice. With `auto`, built-in models go to the trainer made for them, and own modules to
+            book-keeping where it knows their layers, and to Opacus elsewhere.
+
+    Returns:
+        The name of the trainer.
+
+    Raises:
+        DocumentInvalid: What was asked for cannot train the model, or with `auto` nothing can.
+    """
+    if wanted != "auto":
+        _check(wanted, model, feature_count)
+        return wanted
+    if model.get("kind") in _BUILT_IN:
+        return _FOR_BUILT_IN
+    try:
+        _check("book-keeping", model, feature_count)
+    except DocumentInvalid as reason:
+        _check("opacus", model, feature_count)
+        _log.info("Opacus trains this model: %s", reason.got)
+        return "opacus"
+    return "book-keeping"
+
+
+def trainer_named(name: TrainerName) -> Trainer:
+    """Make the trainer of this name."""
+    match name:
+        case "opacus":
+            return OpacusTrainer()
+        case "book-keeping" | "cohort":
+            return BookKeepingTrainer()
+
+
+def _check(name: TrainerName, model: Mapping[str, Any], feature_count: int) -> None:
+    match name:
+        case "opacus":
+            opacus_trainer.check_module(build_module(model, feature_count))
+        case "book-keeping":
+            bookkeeping_trainer.check_module(build_module(model, feature_count), feature_count)
+        case "cohort" if model.get("kind") not in _BUILT_IN:
+            raise DocumentInvalid(
+                "the cohort trainer cannot train this model",
+                expected=f"kind = {' or '.join(map(repr, _BUILT_IN))}",
+                got=repr(model.get("kind")),
+                where="[training] trainer",
+                next_step="set trainer = 'auto', 'book-keeping' or 'opacus'",
+            )
