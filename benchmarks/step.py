@@ -66,7 +66,7 @@ def own(name: str) -> dict[str, Any]:
 MODELS = {
     "LR30": Model(spec={"kind": "logistic-regression"}, features=30, steps=200, promise=1.6),
     "MLP30-64-64": Model(spec={"kind": "mlp", "hidden": (64, 64), "seed": SEED}, features=30, steps=200, promise=1.6),
-    "CNN28": Model(spec=own("ImageNetwork"), features=28 * 28, steps=10, promise=1.25),
+    "CNN28": Model(spec=own("ImageNetwork"), features=28 * 28, steps=20, promise=1.25),
     "LoRA-transformer": Model(spec=own("TokenTransformer"), features=32, steps=10, promise=1.1),
 }
 

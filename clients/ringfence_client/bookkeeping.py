@@ -115,7 +115,8 @@ class BookKeptModel:
         if self._calls != len(self._layers) or len(self._taps) != len(self._layers):
             raise _unsupported("a layer that is not called exactly once")
         taps = [self._taps.pop(layer) for layer in self._gradients]
-        if any(len(inputs) != len(features) or len(output) != len(features) for inputs, output in taps):
+        rows = features.shape[0]
+        if any(inputs.shape[0] != rows or output.shape[0] != rows for inputs, output in taps):
             raise _unsupported("a layer whose input does not have one entry for each row")
         # Binary cross-entropy's gradient for a logit is its sigmoid less the label.
         start = torch.sigmoid(logits.detach()).sub_(labels)
@@ -135,7 +136,8 @@ class BookKeptModel:
         # Nothing before the first trained layer needs a gradient, so the backward pass ends here.
         if not output.requires_grad:
             output.requires_grad_()
-        self._taps[layer] = (inputs[0].detach(), output)
+        given = inputs[0]
+        self._taps[layer] = (given.detach() if given.requires_grad else given, output)
 
     def _try_out(self, trainable: list[nn.Parameter], feature_count: int) -> dict[bool, int]:
         """Compare every trial row's gradient with autograd's, and count the numbers a row takes.
@@ -145,7 +147,6 @@ class BookKeptModel:
         spread = np.random.Generator(np.random.PCG64(1)).normal(0.0, _TRIAL_SPREAD, len(self.flat))
         self.flat += torch.from_numpy(spread.astype(np.float32))
         rows = torch.linspace(-1, 1, _TRIAL_ROWS * feature_count).reshape(_TRIAL_ROWS, feature_count)
-        _refuse_memory(self._module, rows)
         self._module.eval()
         labels = torch.arange(_TRIAL_ROWS) % 2 == 0
         losses = functional.binary_cross_entropy_with_logits(self._module(rows), labels.float(), reduction="none")
@@ -184,9 +185,6 @@ def _owners(module: nn.Module) -> dict[nn.Module, dict[str, nn.Parameter]]:
     owners: dict[nn.Module, dict[str, nn.Parameter]] = {}
     owned: set[nn.Parameter] = set()
     for layer in module.modules():
-        # Its output for one row depends on the others, with or without parameters.
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the one base of all of them
-            raise _unsupported(type(layer).__name__)
         trained = {name: one for name, one in layer.named_parameters(recurse=False) if one.requires_grad}
         if not trained:
             continue
@@ -209,16 +207,6 @@ def _compute_beside(module: nn.Module) -> None:
     for layer in module.modules():
         if getattr(layer, "inplace", False) is True:
             vars(layer)["inplace"] = False
-
-
-def _refuse_memory(module: nn.Module, rows: torch.Tensor) -> None:
-    """Refuse a module that remembers rows: what a later step computes would depend on rows that nothing noised."""
-    before = [buffer.clone() for buffer in module.buffers()]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        module.train()(rows)
-    after = list(module.buffers())
-    if len(before) != len(after) or not all(map(torch.equal, before, after)):
-        raise _unsupported("a module that changes its buffers while it trains")
 
 
 def _flat_gradient(loss: torch.Tensor, trainable: list[nn.Parameter]) -> torch.Tensor:
@@ -250,7 +238,7 @@ def _unsupported(found: str) -> DocumentInvalid:
     return DocumentInvalid(
         "the model cannot be trained record by record with book-keeping",
         expected=f"trained parameters in {known} alone (attention and LoRA built of Linear), each layer called once "
-        "with one entry for each row; no batch normalisation",
+        "with one entry for each row",
         got=found,
         where="[model]",
         next_step="freeze or replace those layers, or set trainer = 'opacus' in [training]",

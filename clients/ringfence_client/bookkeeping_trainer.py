@@ -130,13 +130,12 @@ def _clipped_sum(
     model: BookKeptModel, private: PrivateSum, features: torch.Tensor, labels: torch.Tensor, drawn: Draw
 ) -> torch.Tensor:
     """Sum the drawn units' clipped gradients, float64, in pieces that fit in memory; of none it is zero."""
-    total = torch.zeros(len(model.flat), dtype=torch.float64)
-    if not len(drawn.rows):
-        return total
+    total: torch.Tensor | None = None
     most_rows = _NUMBERS // model.numbers_each(grouped=drawn.count < len(drawn.rows))
-    for piece in drawn.pieces(most_rows=most_rows):
+    for piece in drawn.pieces(most_rows=most_rows) if drawn.count else ():
         rows = torch.from_numpy(drawn.rows[piece])
         units = Units(drawn.units[piece] - drawn.units[piece.start])
         norms = model.norms(features.index_select(0, rows), units, labels=labels.index_select(0, rows))
-        total += model.weighted_sum(private.factors(norms), norms, units_in_step=drawn.count)
-    return total
+        part = model.weighted_sum(private.factors(norms), norms, units_in_step=drawn.count)
+        total = part.clone() if total is None else total.add_(part)
+    return torch.zeros(model.flat.shape, dtype=torch.float64) if total is None else total

@@ -27,8 +27,9 @@ from ringfence_client.trainer import ROUNDING_ROOM
 # The least a unit's norm is taken for, as a share of the sum of its positions' norms: where they cancel further than
 # this, the rounding of a float64 Gram matrix could show in the norm. Sums of a few thousand products are off by 2**-42.
 _LEAST_SHARE: Final = 2.0**-16
-# Shorter chains than this cost more than float64 does.
+# Shorter chains than this cost more than float64 does, and so do all chains of this few numbers.
 _SHORTEST_CHAIN: Final = 16
+_FEW: Final = 1 << 16
 # What squares too small for float32 may add up to: 10,000 of them, each below the smallest normal number.
 _UNDERFLOW: Final = 2e-34
 # A float64 product costs about two of float32.
@@ -174,11 +175,11 @@ class LinearGradients(LayerGradients):
         self._inputs, self._gradient = inputs, gradient
         self._written: torch.Tensor | None = None
         self._written_bias: torch.Tensor | None = None
-        squares = _squares(gradient)
+        squares: torch.Tensor = torch.linalg.vecdot(gradient, gradient).add_(_UNDERFLOW)
         if self.weight_sum is None:
             return squares
-        of_inputs = _squares(inputs)
-        return squares.mul_(of_inputs if self.bias_sum is None else of_inputs.add_(1.0))
+        of_inputs = torch.linalg.vecdot(inputs, inputs)
+        return squares.mul_(of_inputs.add_(_UNDERFLOW if self.bias_sum is None else 1.0))
 
     def _of_sequences(self, inputs: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         units, layer = self._units, self.layer
@@ -203,16 +204,23 @@ class LinearGradients(LayerGradients):
         if self.weight_sum is not None and self._written is not None:
             self.weight_sum.copy_(_weighted(self._written, factors, chain=chain))
         elif self.weight_sum is not None:
-            by_row = self._units.spread(factors).view(-1, *[1] * (self._gradient.dim() - 1))
-            inputs, gradient = self._inputs, self._gradient
-            # Positions of one unit may cancel, and then their sum's rounding is none of the sum's size.
-            if len(factors) > chain or inputs.dim() > 2:  # noqa: PLR2004 - a matrix has two dimensions
-                inputs, gradient = inputs.double(), gradient.double()
-            weighted = (gradient * by_row).view(-1, self.layer.out_features)
-            self.weight_sum.copy_(torch.mm(weighted.t(), inputs.reshape(-1, self.layer.in_features)))
+            self.weight_sum.copy_(self._product(factors, chain=chain))
         if self.bias_sum is not None:
             by_unit = self._gradient if self._written_bias is None else self._written_bias
             self.bias_sum.copy_(_weighted(by_unit, factors, chain=chain))
+
+    def _product(self, factors: torch.Tensor, *, chain: int) -> torch.Tensor:
+        """The weighted sum of outer products, as one matrix product."""
+        inputs, gradient, layer = self._inputs, self._gradient, self.layer
+        by_row = self._units.spread(factors).unsqueeze(1)
+        is_sequence = inputs.dim() > 2  # noqa: PLR2004 - a matrix has two dimensions
+        # Positions of one unit may cancel, and then the rounding of their sum is not in proportion to it.
+        if is_sequence or factors.shape[0] > chain:
+            inputs, gradient = inputs.double(), gradient.double()
+        if is_sequence:
+            weighted = (gradient * by_row.unsqueeze(1)).reshape(-1, layer.out_features)
+            return torch.mm(weighted.t(), inputs.reshape(-1, layer.in_features))
+        return torch.mm((gradient * by_row).t(), inputs)
 
     def forget(self, usable: torch.Tensor) -> None:
         """Forget: see `LayerGradients.forget`."""
@@ -394,10 +402,10 @@ def _squares(rows: torch.Tensor) -> torch.Tensor:
 
 def _weighted(rows: torch.Tensor, factors: torch.Tensor, *, chain: int) -> torch.Tensor:
     """Sum rows times their factors, shape (rows, ...) to (...): in float32 where the chain allows it."""
-    flat = rows.flatten(start_dim=1)
-    if len(flat) <= chain:
+    flat = rows if rows.dim() == 2 else rows.flatten(start_dim=1)  # noqa: PLR2004 - a matrix has two dimensions
+    if flat.shape[0] <= chain:
         total = torch.mv(flat.t(), factors)
-    elif chain < _SHORTEST_CHAIN:
+    elif chain < _SHORTEST_CHAIN or flat.numel() < _FEW:
         total = torch.mv(flat.double().t(), factors.double())
     else:
         total = torch.zeros(flat.shape[1], dtype=torch.float64)

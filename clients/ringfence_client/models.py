@@ -194,12 +194,29 @@ def _own_module(model: Mapping[str, Any], feature_count: int) -> nn.Module:
     module = built(feature_count=feature_count)
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise DocumentInvalid("the model has no parameters to train", where=path)
-    return _OneLogit(module) if _gives_columns(module, feature_count, path) else module
-
-
-def _gives_columns(module: nn.Module, feature_count: int, path: str) -> bool:
-    """Try the module on made-up rows: one logit each, and each the same with other rows beside it as alone."""
     rows = torch.linspace(-1, 1, 3 * feature_count).reshape(3, feature_count)
+    _refuse_memory(module, rows, path)
+    return _OneLogit(module) if _gives_columns(module, rows, path) else module
+
+
+def _refuse_memory(module: nn.Module, rows: torch.Tensor, path: str) -> None:
+    """Refuse a module that keeps what it is shown: later steps would depend on rows whose traces nothing noised."""
+    before = [buffer.clone() for buffer in module.buffers()]
+    with torch.no_grad():
+        module(rows)
+    after = list(module.buffers())
+    if len(before) != len(after) or not all(map(torch.equal, before, after)):
+        raise DocumentInvalid(
+            "the model cannot be trained record by record",
+            expected="buffers that stay as they are while it trains",
+            got="a module that changes its buffers",
+            where=path,
+            next_step="replace batch normalisation by group or layer normalisation, and leave out buffers",
+        )
+
+
+def _gives_columns(module: nn.Module, rows: torch.Tensor, path: str) -> bool:
+    """Try the module on made-up rows: one logit each, and each the same with other rows beside it as alone."""
     was_training = module.training
     module.eval()
     with torch.no_grad():

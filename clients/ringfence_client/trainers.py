@@ -1,6 +1,8 @@
 """Which trainer trains which model."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from logging import getLogger
 from typing import Any, Final, Literal
 
@@ -35,6 +37,13 @@ def choose_trainer(
     Raises:
         DocumentInvalid: What was asked for cannot train the model, or with `auto` nothing can.
     """
+    return _chosen(json.dumps(model, sort_keys=True), feature_count, wanted)
+
+
+# Every holder of a process asks, in every round. A changed source is another digest in the spec, or refused when built.
+@lru_cache(maxsize=64)
+def _chosen(spec: str, feature_count: int, wanted: Literal["auto"] | TrainerName) -> TrainerName:
+    model = json.loads(spec)
     if wanted != "auto":
         _check(wanted, model, feature_count)
         return wanted
