@@ -44,7 +44,7 @@ class CohortTrainer:
         kernel: Who does the arithmetic; by default the fastest there is.
     """
 
-    name = "cohort"
+    name: Final = "cohort"
 
     def __init__(self, kernel: Kernel | None = None) -> None:
         self._kernel = kernel or best_kernel()
@@ -156,6 +156,7 @@ class _Training:
             start += size
         return TrainedUpdate(
             holder_id=self._job.holder_id,
+            trainer=CohortTrainer.name,
             arrays=arrays,
             applied=AppliedPrivacy(
                 clipping_norm=max(clipping_norm for clipping_norm, _, _ in self._applied),

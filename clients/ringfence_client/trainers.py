@@ -6,16 +6,15 @@ from functools import lru_cache
 from logging import getLogger
 from typing import Any, Final, Literal
 
-from ringfence_client import bookkeeping_trainer, opacus_trainer
+from ringfence_client import bookkeeping_trainer
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
+from ringfence_client.cohort_trainer import SUPPORTED, CohortTrainer
 from ringfence_client.models import build_module
-from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.trainer import Trainer
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.plan import TrainerName
 
-_BUILT_IN: Final = ("logistic-regression", "mlp")
-_FOR_BUILT_IN: Final[TrainerName] = "book-keeping"
+_FOR_BUILT_IN: Final[TrainerName] = "cohort"
 
 _log = getLogger(__name__)
 
@@ -47,7 +46,7 @@ def _chosen(spec: str, feature_count: int, wanted: Literal["auto"] | TrainerName
     if wanted != "auto":
         _check(wanted, model, feature_count)
         return wanted
-    if model.get("kind") in _BUILT_IN:
+    if model.get("kind") in SUPPORTED:
         return _FOR_BUILT_IN
     try:
         _check("book-keeping", model, feature_count)
@@ -62,21 +61,27 @@ def trainer_named(name: TrainerName) -> Trainer:
     """Make the trainer of this name."""
     match name:
         case "opacus":
+            from ringfence_client.opacus_trainer import OpacusTrainer  # noqa: PLC0415 -- two seconds that few runs need
+
             return OpacusTrainer()
-        case "book-keeping" | "cohort":
+        case "book-keeping":
             return BookKeepingTrainer()
+        case "cohort":
+            return CohortTrainer()
 
 
 def _check(name: TrainerName, model: Mapping[str, Any], feature_count: int) -> None:
     match name:
         case "opacus":
+            from ringfence_client import opacus_trainer  # noqa: PLC0415 -- as above
+
             opacus_trainer.check_module(build_module(model, feature_count))
         case "book-keeping":
             bookkeeping_trainer.check_module(build_module(model, feature_count), feature_count)
-        case "cohort" if model.get("kind") not in _BUILT_IN:
+        case "cohort" if model.get("kind") not in SUPPORTED:
             raise DocumentInvalid(
                 "the cohort trainer cannot train this model",
-                expected=f"kind = {' or '.join(map(repr, _BUILT_IN))}",
+                expected=f"kind = {' or '.join(map(repr, SUPPORTED))}",
                 got=repr(model.get("kind")),
                 where="[training] trainer",
                 next_step="set trainer = 'auto', 'book-keeping' or 'opacus'",

@@ -25,8 +25,8 @@ def chosen(model, wanted="auto") -> str:
 
 
 def test_auto_takes_the_fastest_trainer_that_fits_the_model():
-    assert chosen(LOGISTIC) == "book-keeping"
-    assert chosen({"kind": "mlp", "hidden": (4,), "seed": 1}) == "book-keeping"
+    assert chosen(LOGISTIC) == "cohort"
+    assert chosen({"kind": "mlp", "hidden": (4,), "seed": 1}) == "cohort"
     assert chosen(own("Transformer")) == "book-keeping"
 
 
@@ -55,7 +55,9 @@ def test_a_named_trainer_that_cannot_train_the_model_is_refused(wanted, model):
         chosen(own(model), wanted=wanted)
 
 
-@pytest.mark.parametrize(("wanted", "trainer"), [("auto", "book-keeping"), ("opacus", "opacus")])
+@pytest.mark.parametrize(
+    ("wanted", "trainer"), [("auto", "cohort"), ("book-keeping", "book-keeping"), ("opacus", "opacus")]
+)
 def test_what_trained_is_in_the_holders_evidence_and_in_the_reply_it_keeps(tiny_run, wanted, trainer):
     run = tiny_run(plan={"training.trainer": wanted})
     run.propose()

@@ -39,6 +39,7 @@ _ENFORCEMENT = "ringfence_client.enforcement"
 _LEDGER = "ringfence_policy.ledger:PrivacyLedger"
 _CHECKPOINTS = "ringfence_server.checkpoint:Checkpoints"
 _OUTBOX = "ringfence_client.outbox:Outbox.keep"
+_COHORT = "ringfence_client.cohort_trainer"
 _CONDUCTOR = "ringfence_server.conduct:_Conductor"
 
 # Before round 1 the trainer is checked once for each mechanism, and the two holders' differ: so many calls come first.
@@ -50,18 +51,16 @@ MATRIX = {
     "plan recorded, terms not yet kept": Fault("ringfence_client.run_terms:RunTerms.save", 2),
     "terms kept, before the first record of the run": Fault(f"{_CHECKPOINTS}.save_model", 1),
     "first model kept, before the first record of the run": Fault(f"{_CHECKPOINTS}.save_model", 1, "after"),
-    "in the check of the trainer, before round 1": Fault(
-        "ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS
-    ),
+    "in the check of the trainer, before round 1": Fault(f"{_COHORT}:_Training.next_steps", CHECK_TRAININGS),
     "before reserve, round 1": Fault(f"{_ENFORCEMENT}:_reserve", 2),
     "before reserve, round 2": Fault(f"{_ENFORCEMENT}:_reserve", 4),
     "in reserve, before its commit, round 1": Fault(f"{_LEDGER}.reserve", 2, "after"),
     "after reserve, round 1": Fault(f"{_ENFORCEMENT}:_reserve", 2, "after"),
     "after reserve, round 2": Fault(f"{_ENFORCEMENT}:_reserve", 4, "after"),
-    "before training, round 1": Fault("ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS + 1),
-    "during training, round 1": Fault("ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS + 2),
+    "before training, round 1": Fault(f"{_COHORT}:CohortTrainer.train", HOLDERS + 1),
+    "during training, round 1": Fault(f"{_COHORT}:_Training.next_steps", CHECK_TRAININGS + 2),
     "during training, round 2": Fault("ringfence_client.noise:RehearsalNoise.normal", CHECK_DRAWS + HOLDERS + 2),
-    "after training, round 1": Fault("ringfence_client.bookkeeping_trainer:_train", CHECK_TRAININGS + HOLDERS, "after"),
+    "after training, round 1": Fault(f"{_COHORT}:CohortTrainer.train", HOLDERS + 1, "after"),
     "before the outbox write, round 1": Fault(_OUTBOX, 2),
     "before the outbox write, round 2": Fault(_OUTBOX, 4),
     "after the outbox write, before sending, round 1": Fault(_OUTBOX, 2, "after"),
