@@ -97,7 +97,7 @@ def test_a_record_of_an_unknown_trainer_is_refused_and_an_older_one_without_it_i
     run.governor.offer(run.grid, 1)
     run.request("elm")
     (record,) = run.log_of("elm", "sent")
-    assert parse_record(record).trainer == "book-keeping"
+    assert parse_record(record).trainer == "cohort"
     with pytest.raises(EvidenceRefused, match="trainer"):
         parse_record({**record, "trainer": "my own"})
     del record["trainer"]

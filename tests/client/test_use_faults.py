@@ -3,6 +3,7 @@
 import numpy as np
 
 from ringfence_client import use
+from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
 from ringfence_client.enforcement import FAILED_DIGEST
 from ringfence_client.evaluation import score_counts
@@ -51,9 +52,9 @@ def test_a_holder_whose_disk_fails_uses_no_data_and_costs_the_others_nothing(tin
     """The decision was committed, but not on disk: as long as that is so, its data stays closed."""
     run = tiny_run()
     trained = []
-    train = OpacusTrainer.train
+    train = CohortTrainer.train
     monkeypatch.setattr(
-        OpacusTrainer, "train", lambda self, jobs: trained.extend(job.holder_id for job in jobs) or train(self, jobs)
+        CohortTrainer, "train", lambda self, jobs: trained.extend(job.holder_id for job in jobs) or train(self, jobs)
     )
     sync, broken = Database.sync, []
 
