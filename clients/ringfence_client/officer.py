@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
+from ringfence_client.watched_files import WatchedFiles
 from ringfence_policy.database import Database
 from ringfence_policy.documents import RevokedPolicy, Role, Status, key_list_document, status_document
 from ringfence_policy.durable import write_durably
@@ -228,15 +229,19 @@ def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy |
     return status
 
 
-def last_signed_status(home: HolderHome) -> int:
+def last_signed_status(home: HolderHome, files: WatchedFiles | None = None) -> int:
     """The number of the status that was signed here last; 0 before the first renewal, or where it is signed elsewhere.
+
+    Args:
+        home: The holder's directory.
+        files: Where the note of it is read through by those who ask often.
 
     Raises:
         TrustRefused: The note of it is unreadable.
     """
     path = home.status_number
     try:
-        return int(path.read_text())
+        return (files or WatchedFiles()).read(path, int)
     except FileNotFoundError:
         return 0
     except (OSError, ValueError):

@@ -111,7 +111,7 @@ def read_token(path: Path) -> str:
 def _status(home: HolderHome, files: WatchedFiles, trust: TrustStore, *, now_ms: int) -> tuple[Status | None, str]:
     path = home.status
     # Asked before the status is read: the officer signs first and notes the number afterwards.
-    newest = last_signed_status(home)
+    newest = last_signed_status(home, files)
     try:
         token = files.read(path, bytes.decode)
     except (OSError, UnicodeDecodeError):

@@ -31,6 +31,7 @@ _MARKED_ROUNDS: Final = 30
 _LONGEST_LABEL: Final = 40
 _PANEL_HEIGHT: Final = 202  # with room for a name in two lines
 _PANEL_NAME: Final = 22  # characters that fit over a panel
+_MOST_PANELS: Final = 24
 _PANEL_COLUMNS: Final = 2
 _MOST_TICKS: Final = 8
 _MOST_STEPS: Final = 5
@@ -208,7 +209,7 @@ def budget_chart(run: Run) -> str:
     """Each holder's epsilon after each round, as a share of its own cap: a small panel per holder.
 
     Panels rather than lines in one frame: holders calibrate their noise to their own caps, so that their shares of
-    those caps run on top of each other.
+    those caps run on top of each other. Of many holders, those that are nearest to their caps; the table has them all.
 
     Returns:
         An `<svg>` element, or an empty string where no holder has a cap or no round was run.
@@ -216,6 +217,9 @@ def budget_chart(run: Run) -> str:
     lines = {holder: points for holder in run.holders if (points := _spending(run, holder))}
     if not lines:
         return ""
+    nearest = sorted(lines, key=lambda holder: -lines[holder][-1][1])[:_MOST_PANELS]
+    left_out = len(lines) - len(nearest)
+    lines = {holder: points for holder, points in lines.items() if holder in nearest}
     columns = min(_PANEL_COLUMNS, len(lines))
     rows = -(-len(lines) // columns)
     figure = _figure(height=rows * _PANEL_HEIGHT)
@@ -236,6 +240,8 @@ def budget_chart(run: Run) -> str:
             va="bottom",
         )
     said = "; ".join(f"{holder.name} {words.percent(points[-1][1])}" for holder, points in lines.items())
+    if left_out:
+        said += f"; {left_out} other data holders, no nearer to their caps, are not drawn"
     return _as_inline_svg(
         figure,
         identity="budget",

@@ -29,6 +29,18 @@ def test_the_budget_chart_has_a_panel_for_each_holder(example_summary, hospital_
     assert all(f">{name}</text>" in drawing for name in hospital_names)
 
 
+def test_of_many_holders_those_nearest_to_their_caps_are_drawn_and_the_others_counted(example_summary):
+    summary = example_summary()
+    template = next(iter(summary["holders"].values()))
+    summary["holders"] = {f"h{number}": {**template, "name": f"Hospital {number}"} for number in range(40)}
+    for entry in summary["rounds"]:
+        entry["epsilon"] = {f"h{number}": 0.001 * number for number in range(40)}
+    drawing = charts.budget_chart(read_summary(summary))
+    assert ">Hospital 39</text>" in drawing
+    assert ">Hospital 15</text>" not in drawing
+    assert "16 other data holders" in drawing
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12).map(sorted), st.floats(0.001, 0.2))
 def test_labels_at_line_ends_keep_their_order_and_their_distance(values, gap):
     places = charts._apart(values, gap=gap)
