@@ -25,9 +25,9 @@ format: $(VENV)/.installed
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
 
-KERNEL := $(wildcard clients/build_kernel.py clients/ringfence_client/cohort_kernel*)
+COMPILED := $(wildcard clients/build_kernel.py clients/ringfence_client/*.[ch])
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(KERNEL)
+$(VENV)/.installed: pyproject.toml constraints.txt $(COMPILED)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ringfence needs Python 3.11 or newer; try: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip

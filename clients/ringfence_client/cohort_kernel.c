@@ -4,14 +4,14 @@
  */
 
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The digest of these two files: a library that was built from others is not loaded. */
+#include "instruction_sets.h"
+
+/* The digest of all files that are compiled: a library that was built from others is not loaded. */
 const char *ringfence_source = RINGFENCE_SOURCE;
 
-#define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
 #define PIECE 64   /* rows at once, in a processor's nearest cache; in short draws, whose products are summed in float32 */
 #define SHORT 128  /* units in a short draw: PIECE x SHORT <= 2^13, the room that trainer.py leaves for such rounding */
@@ -87,11 +87,11 @@ INLINE void take_step(const struct steps *of, const double *noised) {
 
 #if defined(__x86_64__)
 #define NAME steps_avx512
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define TARGET AVX512
 #define LANES 16
 #include "cohort_kernel_steps.h"
 #define NAME steps_avx2
-#define TARGET __attribute__((target("avx2,fma")))
+#define TARGET AVX2
 #define LANES 8
 #include "cohort_kernel_steps.h"
 #endif
@@ -129,10 +129,10 @@ int64_t ringfence_take_steps(const struct steps *of, int64_t most_lanes) {
             at->out_gradient = next, next += PIECE * at->out_pad;
         }
 #if defined(__x86_64__)
-        if (most_lanes >= 16 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        const int64_t lanes = widest_lanes(most_lanes);
+        if (lanes == 16)
             steps_avx512(of, layers, next, unit);
-        else if (most_lanes >= 8 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        else if (lanes == 8)
             steps_avx2(of, layers, next, unit);
         else
 #endif

@@ -7,17 +7,17 @@ noise is added comes from outside: a kernel has no randomness. docs/decisions/00
 """
 
 import ctypes
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from ringfence_client.compiled import load_library
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -27,8 +27,6 @@ Int64Array = npt.NDArray[np.int64]
 # trainer.ROUNDING_ROOM leaves (64 x 128 = 2**13); else in float64.
 _PIECE: Final = 64
 _SHORT: Final = 128
-SOURCES: Final = ("cohort_kernel.c", "cohort_kernel_steps.h")
-LIBRARY: Final = "cohort_kernel.native"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -290,7 +288,7 @@ class CompiledKernel:
     """Takes one holder after another through cohort_kernel.c, without Python's lock.
 
     Args:
-        library: The built kernel.
+        library: The built library.
         most_lanes: Floats in the widest vector register it may use: 4, 8 (AVX2) or 16 (AVX-512). It uses none that the
             processor lacks; tests ask for less.
     """
@@ -338,18 +336,3 @@ class CompiledKernel:
         if taken != len(holder.ends):
             raise MemoryError
         return taken
-
-
-def source_digest(directory: Path) -> str:
-    """Name the kernel's source, as the library that was built from it does."""
-    return hashlib.sha256(b"\0".join((directory / name).read_bytes() for name in SOURCES)).hexdigest()
-
-
-def load_library(directory: Path = Path(__file__).parent) -> ctypes.CDLL | None:
-    """Load the built kernel, if it is there, fits this machine and was built from the source that lies beside it."""
-    try:
-        library = ctypes.CDLL(str(directory / LIBRARY))
-        built_from = ctypes.c_char_p.in_dll(library, "ringfence_source").value
-    except (OSError, ValueError):
-        return None
-    return library if built_from == source_digest(directory).encode() else None

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import math
 import os
-import threading
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
@@ -18,17 +17,16 @@ import numpy.typing as npt
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
+from ringfence_client.normals import PAIRS_AT_ONCE, Float64Array, Transform, best_transform
 from ringfence_policy.errors import Fault
 
 NoiseKind = Literal["csprng", "seeded"]
-Float64Array = npt.NDArray[np.float64]
 _Purpose = Literal["sampling", "noise"]
 
 _WORD_BYTES: Final = 8
 _SIGNIFICAND_BITS: Final = 53
-# Normals are made this many pairs at a time: few calls of torch for each, in scratch that stays in a core's cache.
-_PAIRS_AT_ONCE: Final = 1 << 15
-_ZEROS: Final = memoryview(bytes(2 * _PAIRS_AT_ONCE * _WORD_BYTES))
+# What a counter-mode cipher is given for its bare keystream, this much at a time: it stays in a core's cache.
+_ZEROS: Final = memoryview(bytes(1 << 17))
 # A released value is a multiple of about its standard deviation by 2**16; see `snapped`.
 _GRID_BITS: Final = 16
 # A check refuses noise whose spread is this many standard errors off: about 1 in 500 million for sound noise.
@@ -78,21 +76,11 @@ class NoiseSource(Protocol):
         ...
 
 
-class _Scratch(threading.local):
-    """Room for one thread's work on normals. What is left in it is as secret as the noise, and never leaves."""
-
-    def __init__(self) -> None:
-        self.words = np.empty((_PAIRS_AT_ONCE, 2), dtype=np.int64)
-        self.floats = np.empty((3, _PAIRS_AT_ONCE))
-
-
-_scratch = _Scratch()
-
-
 class _KeystreamNoise:
     """Uniforms and normals out of two AES-256 counter-mode keystreams, both from one 256-bit key."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, transform: Transform | None) -> None:
+        self._transform = transform or best_transform()
         self._ciphers: dict[_Purpose, CipherContext] = {
             "sampling": _keystream(key, "sampling"),
             "noise": _keystream(key, "noise"),
@@ -111,8 +99,10 @@ class _KeystreamNoise:
         # Normals come in pairs: every row takes whole ones, or rows drawn together would differ from rows drawn apart.
         drawn = np.empty((rows, length + length % 2))
         pairs = drawn.reshape(-1, 2)
-        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-            self._fill_with_normals(pairs[start : start + _PAIRS_AT_ONCE], stddev=stddev)
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            part = pairs[start : start + PAIRS_AT_ONCE]
+            self._fill_with_keystream(part.view(np.int64), "noise")
+            self._transform.fill(part, stddev=stddev)
         return torch.from_numpy(drawn[:, :length]).reshape(tuple(shape))
 
     def uniform(self, size: int) -> Float64Array:
@@ -127,31 +117,6 @@ class _KeystreamNoise:
         uniforms *= 2.0 ** -(_SIGNIFICAND_BITS - 1)
         return uniforms
 
-    def _fill_with_normals(self, pairs: Float64Array, *, stddev: float) -> None:
-        """Box & Muller 1958, A Note on the Generation of Random Normal Deviates, in float64.
-
-        A pair is made from two words: |first| + 1/2, by 2**63, is a uniform whose cells stay 2**-63 wide down to its
-        least, 2**-64, which is a radius of 9.4 standard deviations; the second is an angle between -pi and pi.
-        """
-        words = _scratch.words[: len(pairs)]
-        radius, angle, cosine = _scratch.floats[:, : len(pairs)]
-        self._fill_with_keystream(words, "noise")
-        np.copyto(radius, words[:, 0])
-        np.abs(radius, out=radius)
-        radius += 0.5
-        radius *= 2.0**-63
-        torch.from_numpy(
-            radius
-        ).log_()  # torch's log, cos and sin are several times as fast as numpy's; the rest is not
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        radius *= stddev
-        np.multiply(words[:, 1], math.pi * 2.0**-63, out=angle)
-        torch.cos(torch.from_numpy(angle), out=torch.from_numpy(cosine))
-        torch.from_numpy(angle).sin_()
-        np.multiply(radius, cosine, out=pairs[:, 0])
-        np.multiply(radius, angle, out=pairs[:, 1])
-
     def _fill_with_keystream(self, words: npt.NDArray[np.int64], purpose: _Purpose) -> None:
         cipher, room = self._ciphers[purpose], words.reshape(-1).view(np.uint8).data
         for start in range(0, len(room), len(_ZEROS)):
@@ -160,19 +125,23 @@ class _KeystreamNoise:
 
 
 class SecureNoise(_KeystreamNoise):
-    """Noise nobody can predict: the key is 256 fresh bits of the operating system, and never leaves this object."""
+    """Noise nobody can predict: the key is 256 fresh bits of the operating system, and never leaves this object.
+
+    Args:
+        transform: Who turns words into normals; by default the fastest there is.
+    """
 
     kind: Final = "csprng"
 
-    def __init__(self) -> None:
-        super().__init__(os.urandom(32))
+    def __init__(self, *, transform: Transform | None = None) -> None:
+        super().__init__(os.urandom(32), transform)
         self._process = os.getpid()
 
     def _fill_with_keystream(self, words: npt.NDArray[np.int64], purpose: _Purpose) -> None:
         # A forked process inherits the key, and two processes with one keystream would add the SAME noise to two
         # updates: their difference would be free of it.
         if os.getpid() != self._process:
-            self.__init__()  # type: ignore[misc]
+            self.__init__(transform=self._transform)  # type: ignore[misc]
         super()._fill_with_keystream(words, purpose)
 
     def __reduce__(self) -> str:
@@ -187,12 +156,15 @@ class RehearsalNoise(_KeystreamNoise):
         seed: Public seed of the rehearsal.
         stream: Name of one independent stream of that seed, such as `cleveland/3`. Two holders, or two rounds, that
             share seed and stream draw the same noise.
+        transform: Who turns words into normals; by default the fastest there is. Two machines of which one has a
+            compiler, or wider registers, may draw normals that differ in their last bits.
     """
 
     kind: Final = "seeded"
 
-    def __init__(self, seed: int, *, stream: str = "") -> None:
-        super().__init__(hashlib.sha256(f"ringfence rehearsal, not private\n{seed}\n{stream}".encode()).digest())
+    def __init__(self, seed: int, *, stream: str = "", transform: Transform | None = None) -> None:
+        key = hashlib.sha256(f"ringfence rehearsal, not private\n{seed}\n{stream}".encode()).digest()
+        super().__init__(key, transform)
 
 
 def snapped(values: torch.Tensor, *, stddev: float) -> torch.Tensor:

@@ -18,7 +18,6 @@ from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module
 from ringfence_client.noise import (
     NOISE_CHECK_SAMPLES,
-    Float64Array,
     NoiseFault,
     NoiseKind,
     NoiseSource,
@@ -26,6 +25,7 @@ from ringfence_client.noise import (
     SecureNoise,
     noise_defect,
 )
+from ringfence_client.normals import Float64Array
 from ringfence_client.trainer import TrainedUpdate, Trainer, TrainingJob
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Unit

@@ -12,16 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from ringfence_client.compiled import load_library
 from ringfence_client.noise import NoiseFault, RehearsalNoise, SecureNoise, check_noise, noise_defect
+from ringfence_client.normals import CompiledBoxMuller, TorchBoxMuller
 from ringfence_client.sampling import poisson_sample
 
 SEED = 20261121
 MANY = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def normals() -> np.ndarray:
-    return RehearsalNoise(SEED).normal((MANY,), stddev=1.0).numpy()
+TRANSFORMS = [TorchBoxMuller(), *(CompiledBoxMuller(library) for library in [load_library()] if library is not None)]
+by_each_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.name)
+
+
+@pytest.fixture(scope="module", params=TRANSFORMS, ids=lambda transform: transform.name)
+def normals(request) -> np.ndarray:
+    return RehearsalNoise(SEED, transform=request.param).normal((MANY,), stddev=1.0).numpy()
 
 
 def test_normals_have_the_moments_of_a_normal(normals):
@@ -35,9 +41,10 @@ def test_normals_have_the_moments_of_a_normal(normals):
         assert abs(found - expected) < 5 * error / math.sqrt(MANY)
 
 
-def test_ten_million_normals_follow_the_normal_distribution_function():
+@by_each_transform
+def test_ten_million_normals_follow_the_normal_distribution_function(transform):
     """Kolmogorov and Smirnov, at 65,536 places: sound noise passes 2.2 by the root of n once in 8,000 times."""
-    drawn, places = RehearsalNoise(SEED).normal((10_000_000,), stddev=1.0), 1 << 16
+    drawn, places = RehearsalNoise(SEED, transform=transform).normal((10_000_000,), stddev=1.0), 1 << 16
     cells = torch.special.ndtr(drawn).mul_(places).long()
     found = torch.bincount(cells, minlength=places).cumsum(0) / len(drawn)
     expected = torch.arange(1, places + 1, dtype=torch.float64) / places
@@ -54,9 +61,10 @@ def test_normals_have_the_tails_of_a_normal(normals, beyond):
     assert abs(found - MANY * chance) < 5 * math.sqrt(MANY * chance)
 
 
-def test_the_least_uniform_reaches_beyond_nine_standard_deviations(monkeypatch):
+@by_each_transform
+def test_the_least_uniform_reaches_beyond_nine_standard_deviations(transform, monkeypatch):
     """A tail cut at 6.7, as 32-bit uniforms cut it, would be seen once in 100,000 rounds of a million parameters."""
-    source = RehearsalNoise(1)
+    source = RehearsalNoise(1, transform=transform)
     monkeypatch.setattr(source, "_fill_with_keystream", lambda words, _: words.fill(0))
     assert source.normal((1,), stddev=1.0)[0] == pytest.approx(math.sqrt(2 * 64 * math.log(2)))
 
@@ -77,12 +85,13 @@ def test_the_two_normals_of_a_pair_are_independent(normals):
     assert stats.chisquare(np.bincount(cells, minlength=100)).pvalue > 1e-3
 
 
+@by_each_transform
 @given(
     rows=st.integers(0, 5), length=st.one_of(st.integers(0, 40), st.just(40_000)), stddev=st.sampled_from([0.3, 1.0, 7])
 )
-def test_rows_drawn_together_equal_rows_drawn_one_after_another(rows, length, stddev):
+def test_rows_drawn_together_equal_rows_drawn_one_after_another(transform, rows, length, stddev):
     """Trainers rely on it: one draws a step's noise at a time, another all steps' at once."""
-    apart, together = RehearsalNoise(1), RehearsalNoise(1)
+    apart, together = (RehearsalNoise(1, transform=transform) for _ in range(2))
     expected = [apart.normal((length,), stddev=stddev) for _ in range(rows)]
     drawn = together.normal((rows, length), stddev=stddev)
     assert drawn.shape == (rows, length)
@@ -132,8 +141,9 @@ def test_uniforms_are_uniform_and_never_an_end():
         assert stats.chisquare(np.bincount((part * 4096).astype(int), minlength=4096)).pvalue > 1e-3
 
 
-def test_the_extreme_keystream_words_stay_inside_the_unit_interval(monkeypatch):
-    source = RehearsalNoise(1)
+@by_each_transform
+def test_the_extreme_keystream_words_stay_inside_the_unit_interval(transform, monkeypatch):
+    source = RehearsalNoise(1, transform=transform)
     for word, end in ((0x00, 0.0), (0xFF, 1.0)):
         monkeypatch.setattr(source, "_fill_with_keystream", lambda words, _, word=word: words.view(np.uint8).fill(word))
         assert 0 < abs(source.uniform(1)[0] - end) < 1e-15
@@ -158,10 +168,13 @@ def test_a_draw_is_not_changed_by_what_is_drawn_later_or_elsewhere():
     assert torch.equal(drawn, kept)
 
 
-def test_threads_draw_at_once_without_mixing_their_noise():
-    expected = [RehearsalNoise(seed).normal((50_000,), stddev=1.0) for seed in range(16)]
+@by_each_transform
+def test_threads_draw_at_once_without_mixing_their_noise(transform):
+    expected = [RehearsalNoise(seed, transform=transform).normal((50_000,), stddev=1.0) for seed in range(16)]
     with ThreadPoolExecutor(4) as pool:
-        drawn = list(pool.map(lambda seed: RehearsalNoise(seed).normal((50_000,), stddev=1.0), range(16)))
+        drawn = list(
+            pool.map(lambda seed: RehearsalNoise(seed, transform=transform).normal((50_000,), stddev=1.0), range(16))
+        )
     assert all(torch.equal(one, other) for one, other in zip(drawn, expected, strict=True))
 
 

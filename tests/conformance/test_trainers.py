@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
-from ringfence_client.cohort_kernel import CompiledKernel, TorchKernel, load_library
+from ringfence_client.cohort_kernel import CompiledKernel, TorchKernel
 from ringfence_client.cohort_trainer import CohortTrainer
+from ringfence_client.compiled import load_library
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module, initial_arrays, write_arrays
 from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect, snapped

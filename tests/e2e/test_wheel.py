@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("server/ringfence_server", "clients/ringfence_client", "sandbox_policies/ringfence_policy")
-KERNEL = "ringfence_client/cohort_kernel.native"
+KERNEL = "ringfence_client/compiled.native"
 LEFT_BEHIND = ("state/keys/root.jwk", "state/ledger.db", "state/papers/status.jws", "__pycache__/x.cpython-311.pyc")
 
 
