@@ -16,48 +16,55 @@
 #define LOCAL(name) JOIN(name, LANES)
 #define VECTOR LOCAL(vector_)
 #define BLOCK LOCAL(block_)
+#define STRIP LOCAL(strip_)
 #define MULTIPLY LOCAL(multiply_)
 #define DOT LOCAL(dot_)
 #define FORWARD LOCAL(forward_)
 #define BACKWARD LOCAL(backward_)
 #define CLIP_ROWS LOCAL(clip_rows_)
 #define ADD_GRADIENT LOCAL(add_gradient_)
-#define VECTORS (COLUMNS / LANES)
 
 typedef float VECTOR __attribute__((vector_size(LANES * sizeof(float))));
 
-/* c[r][0..COLUMNS] = start[0..COLUMNS] + sum over k of a[r * a_row + k * a_inner] * b[k][0..COLUMNS], for r < rows. The
- * sums stay in registers: `rows` is a constant wherever this is inlined. */
-INLINE void BLOCK(const int rows, long inner, const float *a, long a_row, long a_inner, const float *b, long b_row,
-                  const float *start, float *c, long c_row) {
-    VECTOR sum[8][VECTORS];
+/* c[r][..] = start[..] + sum over k of a[r * a_row + k * a_inner] * b[k][..], for r < rows and as many columns as `vectors`
+ * registers hold. The sums stay in registers: `rows` and `vectors` are constants wherever this is inlined. */
+INLINE void BLOCK(const int rows, const int vectors, long inner, const float *a, long a_row, long a_inner, const float *b,
+                  long b_row, const float *start, float *c, long c_row) {
+    VECTOR sum[8][2];
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < VECTORS; v++)
+        UNROLL for (int v = 0; v < vectors; v++)
             sum[r][v] = start ? *(const VECTOR *)(start + v * LANES) : (VECTOR){0};
     for (long k = 0; k < inner; k++)
         UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < VECTORS; v++)
+            UNROLL for (int v = 0; v < vectors; v++)
                 sum[r][v] += a[r * a_row + k * a_inner] * *(const VECTOR *)(b + k * b_row + v * LANES);
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < VECTORS; v++)
+        UNROLL for (int v = 0; v < vectors; v++)
             *(VECTOR *)(c + r * c_row + v * LANES) = sum[r][v];
+}
+
+/* As many of c's columns, of all its rows. Eight rows at once where there are 32 registers, else four. */
+INLINE void STRIP(const int vectors, long rows, long inner, const float *a, long a_row, long a_inner, const float *b,
+                  long b_row, const float *start, float *c, long c_row) {
+    long i = 0;
+#if LANES == 16
+    for (; i + 8 <= rows; i += 8)
+        BLOCK(8, vectors, inner, a + i * a_row, a_row, a_inner, b, b_row, start, c + i * c_row, c_row);
+#endif
+    for (; i + 4 <= rows; i += 4)
+        BLOCK(4, vectors, inner, a + i * a_row, a_row, a_inner, b, b_row, start, c + i * c_row, c_row);
+    for (; i < rows; i++)
+        BLOCK(1, vectors, inner, a + i * a_row, a_row, a_inner, b, b_row, start, c + i * c_row, c_row);
 }
 
 /* c = start (or 0) + a b, where c has `rows` rows and `columns` (a multiple of COLUMNS) columns. */
 INLINE void MULTIPLY(long rows, long columns, long inner, const float *a, long a_row, long a_inner, const float *b,
                      long b_row, const float *start, float *c, long c_row) {
-    for (long j = 0; j < columns; j += COLUMNS) {
-        const float *from = start ? start + j : NULL;
-        long i = 0;
-#if LANES == 16 /* eight sums of one register each, where there are 32 registers; else four of two */
-        for (; i + 8 <= rows; i += 8)
-            BLOCK(8, inner, a + i * a_row, a_row, a_inner, b + j, b_row, from, c + i * c_row + j, c_row);
-#endif
-        for (; i + 4 <= rows; i += 4)
-            BLOCK(4, inner, a + i * a_row, a_row, a_inner, b + j, b_row, from, c + i * c_row + j, c_row);
-        for (; i < rows; i++)
-            BLOCK(1, inner, a + i * a_row, a_row, a_inner, b + j, b_row, from, c + i * c_row + j, c_row);
-    }
+    long j = 0;
+    for (; j + 2 * LANES <= columns; j += 2 * LANES)
+        STRIP(2, rows, inner, a, a_row, a_inner, b + j, b_row, start ? start + j : NULL, c + j, c_row);
+    for (; j < columns; j += LANES)
+        STRIP(1, rows, inner, a, a_row, a_inner, b + j, b_row, start ? start + j : NULL, c + j, c_row);
 }
 
 INLINE float DOT(const float *a, const float *b, long width) {
@@ -183,13 +190,13 @@ TARGET static void NAME(const struct steps *of, struct layer *layers, float *scr
 
 #undef VECTOR
 #undef BLOCK
+#undef STRIP
 #undef MULTIPLY
 #undef DOT
 #undef FORWARD
 #undef BACKWARD
 #undef CLIP_ROWS
 #undef ADD_GRADIENT
-#undef VECTORS
 #undef LOCAL
 #undef JOIN
 #undef JOIN_
