@@ -5,10 +5,12 @@ arithmetic and its noise, and nothing for building modules, hooks and optimisers
 get alone from any other trainer with the same draws; tests/conformance holds all trainers to that.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -66,7 +68,7 @@ class CohortTrainer:
 
     def _train_alike(self, architecture: _Architecture, jobs: Sequence[TrainingJob]) -> list[TrainedUpdate]:
         widths = architecture.widths
-        shapes = {name: array.shape for name, array in initial_arrays(jobs[0].model, widths[0]).items()}
+        shapes = _shapes(architecture)
         training = [_Training(job, shapes) for job in jobs]
         size = self._kernel.together
         chunks = [training[start : start + size] for start in range(0, len(training), size)]
@@ -151,7 +153,7 @@ class _Training:
             )
         arrays, start = {}, 0
         for name, shape in self._shapes.items():
-            size = int(np.prod(shape))
+            size = math.prod(shape)
             arrays[name] = self._weights[start : start + size].reshape(shape)
             start += size
         return TrainedUpdate(
@@ -166,6 +168,14 @@ class _Training:
                 noise_kind=self._job.noise.kind,
             ),
         )
+
+
+@lru_cache(maxsize=64)
+def _shapes(architecture: _Architecture) -> Mapping[str, tuple[int, ...]]:
+    """Names and shapes of the module's parameters, in its order. A module is built for that, though not every round."""
+    features, *hidden, _ = architecture.widths
+    arrays = initial_arrays({"kind": architecture.kind, "hidden": hidden}, features)
+    return {name: array.shape for name, array in arrays.items()}
 
 
 def _architecture(model: Mapping[str, Any], feature_count: int) -> _Architecture:

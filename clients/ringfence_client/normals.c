@@ -1,8 +1,8 @@
 /* Box and Muller's transform, compiled: the same normals from the same words as TorchBoxMuller in normals.py, to within
  * 2^-49 of a pair's radius. No state, no threads, no input or output, and no randomness: the words are given.
  *
- * Written number by number, for the compiler to do several at once: no branch and no table, so that neither time nor
- * cache depends on a number. Whole blocks only, so that a pair's normals do not depend on where in a call it stands.
+ * Written number by number, for the compiler to do several at once: no branch and no table, so that which memory
+ * is touched does not depend on a number. Whole blocks only, so that a pair's normals do not depend on where in a call it stands.
  */
 
 #include <math.h>
