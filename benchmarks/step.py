@@ -29,6 +29,7 @@ from opacus import PrivacyEngine
 from torch import nn
 
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
+from ringfence_client.cohort_trainer import SUPPORTED, CohortTrainer
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module, code_digest, initial_arrays
 from ringfence_client.noise import RehearsalNoise, SecureNoise
@@ -180,6 +181,7 @@ def contenders(model: Model, data: HolderData) -> dict[str, Callable[[], None]]:
         "book-keeping": by_trainer(BookKeepingTrainer(), model, data),
         NOISELESS: by_trainer(BookKeepingTrainer(), model, data, is_noised=False),
         "opacus (our trainer)": by_trainer(OpacusTrainer(), model, data),
+        **({"cohort": by_trainer(CohortTrainer(), model, data)} if model.spec["kind"] in SUPPORTED else {}),
         **{f"Opacus, {mode}": by_opacus(mode, model, data) for mode in ("hooks", "functorch", "ew", "ghost")},
     }
     return {name: run for name, run in found.items() if _warms_up(name, run)}
@@ -251,8 +253,10 @@ def main() -> int:
         for batch in arguments.batches:
             lines = measure(MODELS[name], batch=batch, repetitions=arguments.repetitions)
             result["models"][f"{name}, B = {batch}"] = lines
-            verdict = f"{name}, B = {batch}: book-keeping <= {MODELS[name].promise:g} x plain SGD"
-            result["verdicts"][verdict] = lines["book-keeping"]["ratio"] <= MODELS[name].promise
+            for trainer in ("cohort", "book-keeping"):
+                if trainer in lines:
+                    verdict = f"{name}, B = {batch}: {trainer} <= {MODELS[name].promise:g} x plain SGD"
+                    result["verdicts"][verdict] = lines[trainer]["ratio"] <= MODELS[name].promise
             if not arguments.json:
                 _print(name, batch, lines)
     result["environment"] = environment()

@@ -34,6 +34,8 @@ _MADE_UP_RECORDS: Final = 4
 # How far an update may lie from its noise, in its noise: float32 rounding takes about a thousandth of this.
 _TOLERANCE: Final = 1e-3
 
+_JOBS: Final = 3
+
 _sound: set[tuple[object, ...]] = set()
 
 
@@ -95,10 +97,9 @@ def check_trainer(
     key = (run_id, type(trainer), trainer.name, json.dumps(model, sort_keys=True), feature_count, mechanism)
     if key in _sound:
         return
-    source: NoiseSource = SecureNoise()
-    if rehearsal_seed is not None:
-        source = RehearsalNoise(rehearsal_seed, stream="noise check")
-    defect = _defect(trainer, model=model, feature_count=feature_count, mechanism=mechanism, source=source)
+    # A source for each job, as in a run: a trainer may train its jobs in several threads.
+    sources = [_source(rehearsal_seed, number) for number in range(_JOBS)]
+    defect = _defect(trainer, model=model, feature_count=feature_count, mechanism=mechanism, sources=sources)
     if defect is not None:
         raise NoiseFault(
             defect,
@@ -109,15 +110,24 @@ def check_trainer(
     _sound.add(key)
 
 
+def _source(rehearsal_seed: int | None, number: int) -> NoiseSource:
+    return SecureNoise() if rehearsal_seed is None else RehearsalNoise(rehearsal_seed, stream=f"noise check {number}")
+
+
 def _defect(
-    trainer: Trainer, *, model: Mapping[str, Any], feature_count: int, mechanism: DpMechanism, source: NoiseSource
+    trainer: Trainer,
+    *,
+    model: Mapping[str, Any],
+    feature_count: int,
+    mechanism: DpMechanism,
+    sources: Sequence[NoiseSource],
 ) -> str | None:
     module = build_module(model, feature_count)
     # From zero, so that the update is read without the rounding that larger parameters bring.
     start = {name: np.zeros(tuple(each.shape), dtype=np.float32) for name, each in module.named_parameters()}
     trained = [name for name, each in module.named_parameters() if each.requires_grad]
     stddev = mechanism.noise_stddev
-    heard = [_Listening(source) for _ in range(3)]
+    heard = [_Listening(source) for source in sources]
     jobs = [
         TrainingJob(
             holder_id="noise check",
@@ -140,7 +150,7 @@ def _defect(
     missing = NOISE_CHECK_SAMPLES - 4 * size
     samples = [drawn for each in heard for drawn in each.given]
     if missing > 0:
-        samples.append(source.normal((missing,), stddev=stddev))
+        samples.append(sources[0].normal((missing,), stddev=stddev))
     defect = noise_defect(torch.cat(samples), stddev=stddev)
     if defect is not None:
         return defect

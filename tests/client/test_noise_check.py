@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ringfence_client import noise_check, opacus_trainer, use
+from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.noise import NoiseFault, RehearsalNoise
 from ringfence_client.noise_check import check_trainer
 from ringfence_client.opacus_trainer import OpacusTrainer, PrivateOptimizer
@@ -228,3 +229,30 @@ def test_a_holder_whose_trainer_adds_too_little_noise_refuses_before_the_first_r
     assert opened == []
     monkeypatch.undo()
     assert not run.request("elm", attempt=2).has_error()
+
+
+def test_the_check_gives_each_job_a_source_of_its_own_so_that_a_trainer_may_use_threads():
+    """Two threads that draw from one keystream at once would hear noise that is not what was added."""
+    drawn_from = []
+
+    class Remembering(CohortTrainer):
+        def train(self, jobs):
+            drawn_from.extend(job.noise._source for job in jobs)
+            return super().train(jobs)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for number in range(20):
+            run_id = f"threads-{number}"
+            check_trainer(
+                Remembering(),
+                run_id=run_id,
+                model={"kind": "mlp", "hidden": (64, 64), "seed": 1},
+                feature_count=30,
+                mechanism=mechanism(steps=8),
+                rehearsal_seed=None,
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert len({id(source) for source in drawn_from}) == len(drawn_from) == 60
