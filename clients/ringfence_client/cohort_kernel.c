@@ -15,6 +15,7 @@ const char *ringfence_source = RINGFENCE_SOURCE;
 #define UNROLL _Pragma("GCC unroll 8")
 #define PIECE 64   /* rows at once, in a processor's nearest cache; in short draws, whose products are summed in float32 */
 #define SHORT 128  /* units in a short draw: PIECE x SHORT <= 2^13, the room that trainer.py leaves for such rounding */
+#define UNDERFLOW 2e-34f /* what squares too small for float32 may add up to, as in layer_gradients.py */
 #define COLUMNS 16 /* floats to which widths are padded: one register of AVX-512, two of AVX2 */
 
 /* What one call does; CompiledKernel in cohort_kernel.py has the same members in the same order. */

@@ -27,6 +27,8 @@ Int64Array = npt.NDArray[np.int64]
 # trainer.ROUNDING_ROOM leaves (64 x 128 = 2**13); else in float64.
 _PIECE: Final = 64
 _SHORT: Final = 128
+# What squares too small for float32 may add up to, as in layer_gradients.
+_UNDERFLOW: Final = 2e-34
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -185,9 +187,10 @@ class _Stack:
         drawn = torch.from_numpy(positions).to(self._device)
         inputs, gradients = self._gradients(drawn, count)
         by_row = [holder.units is None for holder in self._holders[:count]]
+        # A gradient can be so small that its square is lost where inputs are so large that their product is not.
         squares = torch.stack(
             [
-                gradient.square().sum(dim=-1) * (given.square().sum(dim=-1) + 1.0)
+                (gradient.square().sum(dim=-1) + _UNDERFLOW) * (given.square().sum(dim=-1) + 1.0)
                 for given, gradient in zip(inputs, gradients, strict=True)
             ]
         ).sum(dim=0)

@@ -108,15 +108,18 @@ INLINE void BACKWARD(const struct steps *of, struct layer *layers, long count) {
     }
 }
 
-/* Scale each row's gradient down to `bound`. A row whose square norm is not finite contributes nothing at all: scaled
- * down it would still not be finite, and one row would decide whether the whole update is. */
+/* Scale each row's gradient down to `bound`. A gradient for outputs can be so small that its square is lost where inputs
+ * are so large that the product of the two is not, so UNDERFLOW is added to that square. A row whose square norm is not
+ * finite contributes nothing at all: scaled down it would still not be finite, and one row would decide whether the
+ * whole update is. */
 INLINE void CLIP_ROWS(const struct steps *of, struct layer *layers, long count, double bound) {
     for (long i = 0; i < count; i++) {
         float square = 0;
         for (long l = 0; l < of->layers; l++) {
             const float *in = layers[l].in + i * layers[l].in_pad;
             const float *gradient = layers[l].out_gradient + i * layers[l].out_pad;
-            square += DOT(gradient, gradient, layers[l].out_pad) * (DOT(in, in, layers[l].in_pad) + 1.0f);
+            const float of_outputs = DOT(gradient, gradient, layers[l].out_pad) + UNDERFLOW;
+            square += of_outputs * (DOT(in, in, layers[l].in_pad) + 1.0f);
         }
         const int is_usable = isfinite(square);
         if (is_usable && square <= bound * bound)

@@ -89,6 +89,33 @@ def test_a_row_that_cannot_be_counted_contributes_nothing_and_spoils_no_other(by
         np.testing.assert_allclose(poisoned.weights, without.weights, rtol=1e-6)
 
 
+@needs_library
+@pytest.mark.parametrize("lanes", [0, 4, 8, 16])
+@pytest.mark.parametrize("gradient", [1e-23, 1e-21, 1e-19])
+@pytest.mark.parametrize("bound", [1e-6, 1e-3])
+def test_no_model_makes_a_gradient_whose_square_is_lost_count_for_more_than_the_bound(lanes, gradient, bound):
+    # A coordinator may send a model with activations of 1e19 whose last weight makes the loss's gradient as small.
+    weights = np.array([1e19, 0.0, np.log(gradient) / 1e19, 0.0], dtype=np.float32)
+    one = HolderSteps(
+        features=np.ones((1, 1), np.float32),
+        labels=np.zeros(1, np.float32),
+        weights=weights,
+        anchor=weights.copy(),
+        rows=np.zeros(1, np.int64),
+        units=None,
+        ends=np.ones(1, np.int64),
+        noise=np.zeros((1, 4)),
+        bound=bound,
+        grid=2.0**-60,
+        learning_rate=1.0,
+        expected_batch=1.0,
+        proximal_mu=0.0,
+    )
+    kernel = CompiledKernel(load_library(), most_lanes=lanes) if lanes else TorchKernel()
+    kernel.take_steps([1, 1, 1], [one])
+    assert np.linalg.norm(one.weights.astype(np.float64) - one.anchor) <= bound * (1 + 1e-3)
+
+
 def test_without_a_library_or_a_gpu_torch_computes_on_the_cpu(monkeypatch):
     monkeypatch.setattr(cohort_kernel, "load_library", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
