@@ -184,6 +184,11 @@ class Database:
                 ((self._others,),) = self.rows("PRAGMA data_version")
             return self._others, self.undone, self._connection.total_changes
 
+    @property
+    def turn(self) -> contextlib.AbstractContextManager[object]:
+        """Held as a context, keeps this process's other threads from reading and writing here meanwhile."""
+        return self._lock
+
     def _check_still_there(self) -> None:
         # SQLite goes on writing to a file that was removed or exchanged under it, and what it writes there is lost.
         if _identity_of(self.path) != self._file:

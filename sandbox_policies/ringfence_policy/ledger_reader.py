@@ -351,19 +351,21 @@ class LedgerReader:
 
     def _while_unchanged(self, key: tuple[Any, ...], read: Callable[[], T]) -> T:
         """What `read` gave, until anything in the database may have changed."""
-        if not self._is_answering:  # what answers a question asks its own questions of the same state
-            version = self._database.version
-            if version != self._answered_at:
-                self._answers.clear()
-                self._answered_at = version
-        if key not in self._answers:
-            outer, self._is_answering = self._is_answering, True
-            try:
-                self._answers[key] = read()
-            finally:
-                self._is_answering = outer
-        answer: T = self._answers[key]
-        return answer
+        # Another thread's write between the look at the version and the answer would leave that thread an old one.
+        with self._database.turn:
+            if not self._is_answering:  # what answers a question asks its own questions of the same state
+                version = self._database.version
+                if version != self._answered_at:
+                    self._answers.clear()
+                    self._answered_at = version
+            if key not in self._answers:
+                outer, self._is_answering = self._is_answering, True
+                try:
+                    self._answers[key] = read()
+                finally:
+                    self._is_answering = outer
+            answer: T = self._answers[key]
+            return answer
 
     def _is_adaptive(self, budget: Budget, *, run_id: str | None, reserved: bool = True) -> bool:
         """Whether a use by `run_id` may have been chosen after seeing what another run released under this budget.

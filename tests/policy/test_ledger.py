@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import threading
 
 import pytest
 
@@ -278,6 +279,23 @@ def test_two_runs_at_once_compose(ledger):
     ledger.mark_sending("a/1/1", update_digest="sha256:a")
     found = meter(ledger, "dataset/patients/epsilon")
     assert (found.committed, found.reserved) == (cost((training(), 1)), cost((training(), 2)) - cost((training(), 1)))
+
+
+def test_a_thread_that_is_working_out_an_answer_lets_no_other_reserve_by_old_figures(ledger):
+    working, reserved = threading.Event(), threading.Event()
+
+    def work():
+        working.set()
+        reserved.wait(1.0)
+
+    ledger.meters()
+    asking = threading.Thread(target=lambda: ledger._while_unchanged(("slow",), work))
+    asking.start()
+    assert working.wait(10)
+    fit, _ = fill(ledger)
+    reserved.set()
+    asking.join()
+    assert cost((training(), fit)) <= EPSILON < cost((training(), fit + 1))
 
 
 def test_a_second_run_starts_from_what_the_first_one_spent(ledger, database):
