@@ -91,8 +91,7 @@ class Database:
         Raises:
             LedgerFault: This process is a fork of the one that opened the database.
         """
-        if self._is_lost:
-            raise LedgerFault("the disk did not take what was recorded", where=str(self.path))
+        self._check_not_lost()
         if os.getpid() != self._process:
             raise LedgerFault(
                 "the database was opened before a fork",
@@ -149,10 +148,8 @@ class Database:
                 self._depth -= 1
             if not joined:
                 together = _TOGETHER.get()
-                if together is None:
+                if together is None or not together.wait_for(self):
                     self.sync()
-                else:
-                    together.wait_for(self)
 
     def sync(self) -> None:
         """Wait until everything that was committed is on disk.
@@ -161,6 +158,7 @@ class Database:
             LedgerFault: It may not be. What the disk holds is unknown from here on, so this connection ends.
         """
         with self._lock:
+            self._check_not_lost()  # the system reports a write that failed once: asked again, it says all is well
             try:
                 if self._log_file < 0:
                     self._log_file = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
@@ -188,6 +186,10 @@ class Database:
     def turn(self) -> contextlib.AbstractContextManager[object]:
         """Held as a context, keeps this process's other threads from reading and writing here meanwhile."""
         return self._lock
+
+    def _check_not_lost(self) -> None:
+        if self._is_lost:
+            raise LedgerFault("the disk did not take what was recorded", where=str(self.path))
 
     def _check_still_there(self) -> None:
         # SQLite goes on writing to a file that was removed or exchanged under it, and what it writes there is lost.
@@ -261,13 +263,24 @@ class SyncedTogether:
     def __init__(self) -> None:
         self._waiting: dict[int, Database] = {}
         self._faults: dict[int, LedgerFault] = {}
+        self._lock = threading.Lock()
+        self._is_over = False
 
-    def wait_for(self, database: Database) -> None:
-        """Note a database with a commit that is not on disk yet."""
-        self._waiting[id(database)] = database
+    def wait_for(self, database: Database) -> bool:
+        """Note a database with a commit that is not on disk yet.
+
+        Returns:
+            Whether it will be waited for. Not after the block: a thread or task begun in it may commit later than that.
+        """
+        with self._lock:
+            if not self._is_over:
+                self._waiting[id(database)] = database
+            return not self._is_over
 
     def sync(self) -> None:
         """Wait for all of them at once: a disk takes many small writes together as fast as one."""
+        with self._lock:
+            self._is_over = True
         waiting = list(self._waiting.values())
         if len(waiting) == 1:
             self._sync(waiting)

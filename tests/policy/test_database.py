@@ -1,5 +1,6 @@
 """The database denies rather than forgets: durable or nothing, and every sqlite3 error is a LedgerFault."""
 
+import contextvars
 import errno
 import multiprocessing
 import os
@@ -100,6 +101,23 @@ def test_databases_that_are_synced_together_each_wait_once_at_the_end_of_the_blo
     assert [together.fault_of(database) for database in opened] == [None] * 20
     write_and_raise(opened[0], ["three"])
     assert len(disk.waits) == 20
+
+
+def test_what_a_task_of_the_block_commits_after_its_end_waits_for_the_disk_at_once(database, disk):
+    with synced_together():
+        task = contextvars.copy_context()
+    task.run(write_and_raise, database, ["late"])
+    assert disk.waits == [f"{database.path}-wal"]
+
+
+def test_a_disk_that_failed_once_is_not_asked_again_whether_all_is_well(database, disk):
+    disk.fails = True
+    with synced_together() as together:
+        write_and_raise(database, ["one"])
+    disk.fails = False
+    assert together.fault_of(database) is not None
+    with pytest.raises(LedgerFault, match="did not take"):
+        database.sync()
 
 
 def test_one_disk_that_fails_among_many_is_that_holders_fault_alone(tmp_path, monkeypatch):
