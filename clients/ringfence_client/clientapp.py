@@ -85,8 +85,8 @@ def _unless_lost(step: S, message: Message, context: Context, group: SyncedToget
     """A holder's step, or the failure that it amounts to where the holder's disk did not take it."""
     try:
         fault = group.fault_of(_node(context).database)
-    except RingfenceError:
-        return step  # the node could not be opened, and the step says so
+    except Exception as error:  # noqa: BLE001 -- as in _first_step: a node that cannot be opened is its holder's fault
+        return step if isinstance(step, Message) and step.has_error() else _fail(message, error)
     return step if fault is None else _refuse(message, denial_of(fault, point=Point.BEFORE_TRAINING))
 
 

@@ -163,8 +163,10 @@ class HolderNode:
             rehearsal_seed=proposal.rehearsal_seed,
             coordinator_keys=proposal.coordinator_keys,
         )
-        # First the record: a crash in between leaves it twice, and never a use under a plan that nothing records.
+        # First the record, on disk: a crash in between leaves it twice, and never a use under a plan that nothing
+        # records. The file does not wait for the disk together with other holders' databases, so the record may not.
         self.append("plan-shown", run_id=proposal.run_id, plan_digest=plan.digest)
+        self.database.sync()
         shown.save(self.home)
         return shown
 
