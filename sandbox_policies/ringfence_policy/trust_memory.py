@@ -37,6 +37,7 @@ class TrustMemory:
         self._saved: dict[str, int] = {}
         self._written: dict[str, str] = {}
         self._seen = (-1, -1)
+        self._learnt = -1
 
     @property
     def is_empty(self) -> bool:
@@ -44,7 +45,7 @@ class TrustMemory:
         return not self._database.rows("SELECT 1 FROM trust LIMIT 1")
 
     def store(self, name: str, root: PublicKey, *, owner: str | None = None) -> TrustStore:
-        """The store for `name`, pinned to `root` from the first meeting on.
+        """The store for `name`, pinned to `root` from the first meeting on, with all that any process has learnt.
 
         Args:
             name: What the signer is called here.
@@ -52,8 +53,10 @@ class TrustMemory:
             owner: The holder or coordinator that the root belongs to, where it is known beforehand.
 
         Raises:
-            TrustRefused: `name` was met before under another root key, or what is remembered is unreadable.
+            TrustRefused: `name` was met before under another root key, what is remembered is unreadable, or another
+                process accepted another document under the same number.
         """
+        self._learn()
         found = self._stores.get(name)
         if found is None:
             kept = self._database.rows("SELECT memory FROM trust WHERE name = ?", (name,))
@@ -95,6 +98,17 @@ class TrustMemory:
                     )
                 self._saved[name] = store.revision
         self._seen = state
+
+    def _learn(self) -> None:
+        """Learn what another process has written before anything is judged here: what it knows as old is old."""
+        others = self._database.version[0]
+        if others == self._learnt:
+            return
+        for name, store in self._stores.items():
+            kept = self._database.rows("SELECT memory FROM trust WHERE name = ?", (name,))
+            if kept and kept[0][0] != self._written.get(name):
+                store.catch_up(self._read(name, kept[0][0]))
+        self._learnt = others
 
     def _other_root(self, name: str, root: PublicKey) -> TrustRefused:
         return TrustRefused(

@@ -41,6 +41,19 @@ def test_two_processes_never_take_back_what_the_other_has_learnt(tmp_path):
     assert json.loads(kept)["revoked"] == ["elm-terms"]
 
 
+def test_what_another_process_knows_as_replaced_is_not_accepted_even_once(tmp_path):
+    first, seen_first = opened(tmp_path / "ledger.db")
+    second, _ = opened(tmp_path / "ledger.db")
+    for memory in (first, second):
+        memory.save()
+    second.store("self", ROOT.public()).accept_status(status(5), 200)
+    second.save()
+    seen_first.accept_status(status(7, WITHDRAWN), 200)
+    first.save()
+    with pytest.raises(TrustRefused, match="older"):
+        second.store("self", ROOT.public()).accept_status(status(5), 200)
+
+
 def test_a_signer_is_never_met_under_another_root_key(tmp_path):
     memory, _ = opened(tmp_path / "ledger.db")
     memory.save()
