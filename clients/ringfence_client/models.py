@@ -231,7 +231,7 @@ def _gives_columns(module: nn.Module, rows: torch.Tensor, path: str) -> bool:
             got=f"shape {shape} for 3 rows",
             where=path,
         )
-    if not torch.allclose(together.flatten(), torch.cat(alone), rtol=1e-4, atol=1e-5):
+    if not (_agree(together.flatten(), torch.cat(alone)) and _keeps_rows_apart_in_training(module, rows)):
         raise DocumentInvalid(
             "the model lets records influence each other",
             expected="a logit that depends on its own row alone",
@@ -240,6 +240,24 @@ def _gives_columns(module: nn.Module, rows: torch.Tensor, path: str) -> bool:
             next_step="take no mean, rank or attention over the rows: clipping each record would bound nothing",
         )
     return len(shape) > 1
+
+
+def _keeps_rows_apart_in_training(module: nn.Module, rows: torch.Tensor) -> bool:
+    """Whether in training, with the same chance, each row has the same logit whatever rows are beside it."""
+    was_training = module.training
+    module.train()
+    found = []
+    with torch.no_grad():
+        for row in (None, *range(len(rows))):
+            torch.manual_seed(0)
+            logits = module(rows if row is None else rows[row].repeat(len(rows), 1)).flatten()
+            found.append(logits if row is None else logits[row])
+    module.train(was_training)
+    return _agree(found[0], torch.stack(found[1:]))
+
+
+def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def _source(path: str) -> tuple[str, bytes]:

@@ -30,6 +30,13 @@ class TwoLogits(Linear):
     def forward(self, features):
         return torch.cat([self.layer(features), self.layer(features)], dim=1)
 
+class CentredInTraining(nn.Module):
+    def __init__(self, feature_count):
+        super().__init__()
+        self.layer, self.dropout = nn.Linear(feature_count, 1), nn.Dropout(0.5)
+    def forward(self, features):
+        return self.layer(self.dropout(features - features.mean(dim=0) if self.training else features))
+
 class Centred(Linear):
     def forward(self, features):
         return super().forward(features - features.mean(dim=0))
@@ -157,6 +164,7 @@ def test_what_runs_is_the_file_that_was_digested_and_not_an_earlier_import(sourc
         (own("NoParameters"), "no parameters"),
         (own("TwoLogits"), "one logit per row"),
         (own("Centred"), "records influence each other"),
+        (own("CentredInTraining"), "records influence each other"),
         ({"kind": "module", "path": "clinic_model"}, "not an import path"),
         ({"kind": "module", "path": "no_such_clinic:Model"}, "not found"),
         ({"kind": "module", "path": "math:Model"}, "not found"),
