@@ -94,7 +94,8 @@ def check_trainer(
         NoiseFault: The trainer does not do what will be charged. Train nothing with it.
         DocumentInvalid: The trainer cannot train this model.
     """
-    key = (run_id, type(trainer), trainer.name, json.dumps(model, sort_keys=True), feature_count, mechanism)
+    spec, is_rehearsal = json.dumps(model, sort_keys=True), rehearsal_seed is not None
+    key = (run_id, is_rehearsal, type(trainer), trainer.name, spec, feature_count, mechanism)
     if key in _sound:
         return
     # A source for each job, as in a run: a trainer may train its jobs in several threads.

@@ -91,6 +91,14 @@ def test_an_honest_trainer_passes(model, rehearsal_seed, changes):
         )
 
 
+def test_what_a_rehearsal_found_sound_is_looked_at_again_for_a_real_run_of_that_name(monkeypatch):
+    looked = []
+    monkeypatch.setattr(noise_check, "_defect", lambda *_, sources, **__: looked.append(sources[0].kind))
+    for seed in (7, 7, None, None):
+        check(OpacusTrainer(), rehearsal_seed=seed)
+    assert looked == ["seeded", "csprng"]
+
+
 @pytest.mark.usefixtures("own_modules")
 def test_a_module_with_frozen_parameters_and_dropout_passes():
     check(OpacusTrainer(), model={"kind": "module", "path": "checked_models:Network", "seed": 1})
