@@ -18,7 +18,7 @@ class LogViews:
     def __init__(self, log: EvidenceLog, *, key: SigningKey) -> None:
         self._log = log
         self._key = key
-        self._size = -1
+        self._state = (-1, b"")
         self._signed_ms = 0
         self._checkpoint = ""
         self._proofs: dict[int, tuple[str, ...]] = {}
@@ -35,10 +35,11 @@ class LogViews:
         Raises:
             LedgerFault: The log cannot be read.
         """
-        size = self._log.size
-        if size != self._size or not 0 <= now_ms - self._signed_ms < _SHOWN_FOR_MS:
+        # By its root as well: what was shown inside a transaction that was undone is not shown again at the same size.
+        size, root = self._log.size, self._log.root()
+        if (size, root) != self._state or not 0 <= now_ms - self._signed_ms < _SHOWN_FOR_MS:
             self._checkpoint = self._log.checkpoint(key=self._key, now_ms=now_ms)
-            self._size, self._signed_ms = size, now_ms
+            self._state, self._signed_ms = (size, root), now_ms
             self._proofs.clear()
         proof = self._proofs.get(seen)
         if proof is None:
