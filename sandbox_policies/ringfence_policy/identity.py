@@ -37,6 +37,10 @@ _KEY_BYTES = 32
 _FILE_MODE = 0o600
 # Enough for the papers of a thousand holders and two rounds of their checkpoints, a few kilobytes each.
 _REMEMBERED_TOKENS = 8192
+# Of longer ones, such as a plan for a thousand holders, only so many: anybody can send tokens, and thousands of the
+# longest would fill the memory.
+_LONG_TOKEN = 64 * 1024
+_REMEMBERED_LONG_TOKENS = 8
 
 _PRIME = 2**255 - 19
 _ORDER_8_Y = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
@@ -277,7 +281,7 @@ def parse(token: str) -> UnverifiedToken:
     """
     if not isinstance(token, str) or not token:
         raise refusal(TrustReason.MALFORMED, expected="a compact JWS", got="empty" if token == "" else "not text")
-    return _parse(token)
+    return _parse(token) if len(token) <= _LONG_TOKEN else _parse_long(token)
 
 
 @lru_cache(maxsize=_REMEMBERED_TOKENS)
@@ -298,6 +302,11 @@ def _parse(token: str) -> UnverifiedToken:
         return UnverifiedToken(text=token, kid=header["kid"], type=DocumentType(header["typ"]))
     except ValueError:
         raise refusal(TrustReason.WRONG_TYPE, expected="a document type of Ringfence") from None
+
+
+@lru_cache(maxsize=_REMEMBERED_LONG_TOKENS)
+def _parse_long(token: str) -> UnverifiedToken:
+    return _parse.__wrapped__(token)
 
 
 def open_signed(token: str | UnverifiedToken, *, type: DocumentType, key: PublicKey) -> dict[str, Any]:  # noqa: A002
@@ -321,7 +330,7 @@ def open_payload(token: str | UnverifiedToken, *, type: DocumentType, key: Publi
         raise refusal(TrustReason.WRONG_TYPE, expected=type.value, got=parsed.type.value)
     if parsed.kid != key.kid:
         raise refusal(TrustReason.UNKNOWN_KEY, expected=key.kid, got="another key")
-    return _verified_payload(parsed, key)
+    return _verified_payload(parsed, key) if len(parsed.text) <= _LONG_TOKEN else _verified_long(parsed, key)
 
 
 # Whether these bytes carry this key's signature does not change with time, so each token is verified once per process,
@@ -342,6 +351,11 @@ def _verified_payload(parsed: UnverifiedToken, key: PublicKey) -> bytes:
         raise refusal(TrustReason.SIGNATURE, expected=f"a signature by {key.kid}", where=parsed.type.value) from None
     _as_document(canonical.decode(payload), parsed.type)
     return payload
+
+
+@lru_cache(maxsize=_REMEMBERED_LONG_TOKENS)
+def _verified_long(parsed: UnverifiedToken, key: PublicKey) -> bytes:
+    return _verified_payload.__wrapped__(parsed, key)
 
 
 def _as_document(payload: Any, document_type: DocumentType) -> dict[str, Any]:

@@ -269,3 +269,13 @@ def test_importing_identity_loads_no_cryptography():
     )  # fmt: skip
     loaded = json.loads(done.stdout)
     assert not [name for name in loaded if name.split(".")[0] in {"joserfc", "cryptography", "pydantic"}]
+
+
+def test_long_tokens_of_anybody_are_remembered_in_small_number_only():
+    header = base64.urlsafe_b64encode(b'{"alg":"Ed25519","kid":"a","typ":"ringfence-status+jws"}').rstrip(b"=").decode()
+    before = identity._parse.cache_info().currsize
+    for number in range(20):
+        body = base64.urlsafe_b64encode(bytes([number]) * 99_999).decode()
+        parse(f"{header}.{body}.AAAA")
+    assert identity._parse.cache_info().currsize == before
+    assert identity._parse_long.cache_info().currsize <= identity._REMEMBERED_LONG_TOKENS
