@@ -124,7 +124,9 @@ def gated_epsilon_micro(history: History, *, epsilon_cap_micro: int, delta_pico:
         history: Everything that counts against the cap, the use in question included.
         epsilon_cap_micro: The cap. It fixes the order of the filter.
         delta_pico: The failure probability at which the cap is stated, in trillionths.
-        adaptive: Whether a mechanism's parameters or number may depend on what others of the history released.
+        adaptive: Whether a mechanism's parameters or number may depend on what others of the history released. Where
+            the history has several mechanisms, their numbers may in any case: how often each is used is decided on the
+            way, even within one run that trains and measures.
 
     Returns:
         `epsilon_micro` for a history fixed beforehand, and for one without sampling, whose sum is a filter itself. For
@@ -134,7 +136,7 @@ def gated_epsilon_micro(history: History, *, epsilon_cap_micro: int, delta_pico:
         Unaccountable: As `epsilon`.
     """
     plain = _micro(history, delta_pico)
-    if not adaptive or plain == 0 or not _profile(history).sampled:
+    if not (adaptive or len(history) > 1) or plain == 0 or not _profile(history).sampled:
         return plain
     found = filtered_epsilon(history, epsilon_cap_micro=epsilon_cap_micro, delta_pico=delta_pico)
     return max(plain, math.ceil(found * MICRO))
@@ -342,6 +344,7 @@ def _fits(history: History, cap: int, delta_pico: int, *, adaptive: bool) -> boo
     profile = _profile(history)
     if not profile.sampled or delta_pico <= 0:
         return _micro(history, delta_pico) <= cap
+    adaptive = adaptive or len(history) > 1
     if adaptive and filtered_epsilon(history, epsilon_cap_micro=cap, delta_pico=delta_pico) * MICRO > cap:
         return False
     delta = delta_pico / PICO

@@ -290,7 +290,7 @@ def test_calibrated_noise_of_a_sampled_mechanism_fits_and_two_parts_in_ten_thous
 
     def cost(noise_micro):
         history = history_of([(histogram(50.0), 2), (found.with_noise(noise_micro), 5)])
-        return accounting.epsilon_micro(history, delta_pico=10**7)
+        return accounting.gated_epsilon_micro(history, epsilon_cap_micro=cap, delta_pico=10**7, adaptive=False)
 
     assert cost(found.noise_multiplier_micro) <= cap
     assert cost(math.floor(found.noise_multiplier_micro * 0.9998)) > cap

@@ -133,7 +133,8 @@ def test_no_other_replacement_separates_more_than_the_opposite_one(noise, rate, 
         return float(np.maximum(gap, 0).sum() * cell)
 
     other = delta((length, 0), (math.cos(angle), math.sin(angle)))
-    assert other <= delta((1, 0), (-1, 0)) + 1e-6
+    # The integrand has a kink, which a grid of this width misses by up to a few parts in ten thousand.
+    assert other <= delta((1, 0), (-1, 0)) + 5e-4
 
 
 @pytest.mark.parametrize("replace_one", [False, True])
@@ -243,15 +244,25 @@ def test_replacing_is_filtered_without_its_sampling():
     assert accounting.filtered_epsilon(sampled, **cap) == accounting.filtered_epsilon(plain, **cap)
 
 
-def test_noise_is_calibrated_against_the_filter_where_choices_were_adaptive():
-    history = history_of([(gaussian(2.0, rate=0.1, steps=10), 3)])
+@pytest.mark.parametrize("history", [(), ((gaussian(2.0, rate=0.1, steps=10), 3),), ((gaussian(50.0), 1),)])
+def test_noise_is_calibrated_against_the_filter_where_choices_were_adaptive(history):
+    """What was done before, by another run or as another kind of use in this one, leaves the numbers to be chosen."""
     plan = {"mechanism": gaussian(1.0, rate=0.1, steps=10), "uses": 10, "epsilon_micro": 3 * 10**6, "delta_pico": 10**7}
-    fixed = accounting.calibrate_noise(history=history, **plan)
     adaptive = accounting.calibrate_noise(history=history, **plan, adaptive=True)
-    assert adaptive.noise_multiplier > fixed.noise_multiplier
-    after = history_of([*history, (adaptive, 10)])
-    found = accounting.filtered_epsilon(after, epsilon_cap_micro=3 * 10**6, delta_pico=10**7)
+    found = accounting.filtered_epsilon(
+        history_of([*history, (adaptive, 10)]), epsilon_cap_micro=3 * 10**6, delta_pico=10**7
+    )
     assert 2.99 <= found <= 3.0
+    alone = accounting.calibrate_noise(history=history, **plan)
+    assert (alone.noise_multiplier < adaptive.noise_multiplier) == (not history)
+
+
+def test_measuring_beside_sampled_training_is_held_against_the_cap_by_the_filter_within_one_run_too():
+    history = history_of([(gaussian(1.5, rate=0.1), 100), (gaussian(20.0), 5)])
+    gate = {"epsilon_cap_micro": 3 * 10**6, "delta_pico": 10**7}
+    held = accounting.gated_epsilon_micro(history, **gate, adaptive=False)
+    assert held == accounting.gated_epsilon_micro(history, **gate, adaptive=True)
+    assert held > accounting.epsilon_micro(history, delta_pico=10**7)
 
 
 def test_the_same_noise_is_named_under_both_relations():
