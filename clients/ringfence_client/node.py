@@ -221,9 +221,9 @@ class HolderNode:
         spent = self.ledger.history(dataset.dataset_id, reserved=False)
         replaced = epsilon_under(spent, relation=Relation.REPLACE_ONE, delta=dataset.delta_pico / PICO)
         return EvidenceReply(
-            keys=read_token(self.home.papers / "keys.jws"),
+            keys=read_token(self.home.key_list),
             policies=tuple(read_token(path) for path in sorted((self.home.papers / "policies").glob("*.jws"))),
-            status=read_token(self.home.papers / "status.jws"),
+            status=read_token(self.home.status),
             participation=participation,
             records=records,
             checkpoint=checkpoint,

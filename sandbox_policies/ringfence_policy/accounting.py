@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from ringfence_policy.errors import BudgetExhausted, Unaccountable
 from ringfence_policy.mechanism import MICRO, DpMechanism, History, history_of
-from ringfence_policy.vocabulary import Relation, Unit
+from ringfence_policy.vocabulary import Relation
 
 if TYPE_CHECKING:
     from ringfence_policy.composition import Composed
@@ -96,18 +96,13 @@ def epsilon_micro(history: History, *, delta_pico: int) -> int:
 def epsilon_under(history: History, *, relation: Relation, delta: float) -> float:
     """What the same noise costs when neighbours are read under `relation`, whatever the history was planned for.
 
-    A number only means something with its relation and unit beside it; `read_as` says them. For display, never for a
-    gate: a ledger keeps to the relation its mechanisms state.
+    A number only means something with its relation and unit beside it. For display, never for a gate: a ledger keeps to
+    the relation its mechanisms state.
 
     Raises:
         Unaccountable: As `epsilon`.
     """
     return epsilon(history_of((replace(used, relation=relation), count) for used, count in history), delta=delta)
-
-
-def read_as(relation: Relation, unit: Unit) -> str:
-    """Relation and unit in words, as they stand behind an epsilon: "add or remove one record"."""
-    return f"{'add or remove' if relation is Relation.ADD_OR_REMOVE else 'replace'} one {unit.value}"
 
 
 def accountant_of(history: History) -> str:

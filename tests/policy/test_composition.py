@@ -270,5 +270,3 @@ def test_the_same_noise_is_named_under_both_relations():
     found = {relation: accounting.epsilon_under(history, relation=relation, delta=DELTA) for relation in Relation}
     assert found[Relation.ADD_OR_REMOVE] == accounting.epsilon(history, delta=DELTA) == pytest.approx(12.57, abs=0.01)
     assert found[Relation.REPLACE_ONE] == pytest.approx(25.86, abs=0.02)
-    assert accounting.read_as(Relation.ADD_OR_REMOVE, Unit.RECORD) == "add or remove one record"
-    assert accounting.read_as(Relation.REPLACE_ONE, Unit.SUBJECT) == "replace one subject"
