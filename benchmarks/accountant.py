@@ -12,25 +12,22 @@ spectra kept; neither finds the answer. Numbers are comparable within one run on
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import dp_accounting
-import numpy as np
 from dp_accounting import pld, rdp
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from ringfence_policy import accounting, composition
 from ringfence_policy.mechanism import DpMechanism, History, history_of
 from ringfence_policy.vocabulary import Relation, Unit
+from where_measured import environment
 
 DELTA, DELTA_PICO = 1e-5, 10**7
 Parts = Sequence[tuple[float, float, int]]  # noise multiplier, sampling rate, steps
@@ -216,17 +213,6 @@ def calibrations(repeats: int) -> list[dict[str, Any]]:
     return lines
 
 
-def environment() -> dict[str, str]:
-    """Machine and versions."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "load_average": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "not known",
-        **{name: version(name) for name in ("dp-accounting", "opacus")},
-    }
-
-
 def _print(result: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in result["environment"].items()))
     print(f"\nepsilon at delta {DELTA:g} | milliseconds of processor time: median (least to most)")
@@ -260,7 +246,7 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # Opacus warns about the orders it chose
     result = {
-        "environment": environment(),
+        "environment": environment("numpy", "dp-accounting", "opacus"),
         "repeats": arguments.repeats,
         "seed": arguments.seed,
         "delta": DELTA,

@@ -21,17 +21,12 @@ two runs on a busy machine differ more than the ratios within one: read the rati
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +42,7 @@ from ringfence_client.noise import SecureNoise
 from ringfence_client.trainer import TrainingJob
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Relation, Unit
+from where_measured import environment
 
 MODEL: Final[Mapping[str, Any]] = {"kind": "mlp", "hidden": (64, 64), "seed": 0}
 FEATURES, RECORDS, BATCH, STEPS = 30, 512, 64, 8
@@ -218,17 +214,6 @@ def measure(count: int, *, repetitions: int, seed: int) -> dict[str, Any]:
     return {"holders": count, "gemm_gflops": statistics.median(rates[1:]) / 1e9, "gemm_limit_ms": limit, "lines": lines}
 
 
-def environment() -> dict[str, str]:
-    """Where the numbers were taken."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}, load {os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "opacus", "numpy")},
-        "threads": str(torch.get_num_threads()),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
 def _print(result: Mapping[str, Any]) -> None:
     for table in result["tables"]:
         print(
@@ -263,7 +248,7 @@ def main() -> int:
         "tables": tables,
         "seed": arguments.seed,
         "repetitions": arguments.repetitions,
-        "environment": environment(),
+        "environment": environment("torch", "opacus", "numpy", threads=str(torch.get_num_threads())),
         "verdicts": {
             f"{table['holders']} holders: {chosen} at least {WANTED_RATIO:g} times below Flower": (
                 table["lines"][chosen]["times_less_than_flower"] >= WANTED_RATIO

@@ -13,8 +13,6 @@ send the model back unasked: what is left when all governance is taken away. CPU
 import argparse
 import json
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
@@ -23,7 +21,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +44,7 @@ from ringfence_server.governor import Governor
 from ringfence_server.run_file import INITIAL_MODEL, reach, start_run
 from ringfence_server.scenario import load_scenario
 from synthetic import build_scenario
+from where_measured import environment
 
 TRAINING = "training"
 PARTS: dict[str, tuple[Any, str]] = {
@@ -177,12 +175,7 @@ def main() -> int:
             "bare Flower round": summary(peer),
         },
         "governance_of_bare_flower": governance["median"] / statistics.median(peer),
-        "environment": {
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ringfence", "flwr", "torch", "cedarpy", "cryptography")},
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        },
+        "environment": environment("ringfence", "flwr", "torch", "cedarpy", "cryptography"),
     }
     if arguments.json:
         print(json.dumps(result, indent=2))

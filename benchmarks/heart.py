@@ -20,14 +20,11 @@ import csv
 import json
 import math
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +46,7 @@ from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import read_toml
 from ringfence_policy.vocabulary import Relation, Unit
+from where_measured import environment
 
 HEART = Path(ringfence_client.__file__).parent / "scenarios" / "heart"
 CENTRES = ("cleveland", "budapest", "zurich-basel", "long-beach")
@@ -312,16 +310,6 @@ def verdicts(lines: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     }
 
 
-def environment() -> dict[str, str]:
-    """Where the numbers were taken."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "opacus", "numpy", "scikit-learn", "polars")},
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
 def _print(result: Mapping[str, Any]) -> None:
     print(f"{'':34}{'pooled test':>17}{'AUC':>17}{'mean of centres':>17}   {'  '.join(CENTRES)}")
     for line in [*result["lines"], *result["published"]]:
@@ -363,7 +351,7 @@ def main() -> int:
         "how_chosen": HOW_CHOSEN,
         "seeds": arguments.seeds,
         "delta": DELTA,
-        "environment": environment(),
+        "environment": environment("torch", "opacus", "numpy", "scikit-learn", "polars"),
         "verdicts": verdicts(lines),
     }
     if arguments.json:

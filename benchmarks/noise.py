@@ -13,14 +13,10 @@ import argparse
 import json
 import math
 import os
-import platform
-import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 from ringfence_client.noise import SecureNoise, snapped
 from ringfence_client.normals import TorchBoxMuller, best_transform
+from where_measured import environment
 
 OURS = "ours: AES-256, Box-Muller in float64"
 PARAMETERS = 6274
@@ -91,18 +88,6 @@ def measure(count: int, repeats: int) -> dict[str, dict[str, float]]:
     return results
 
 
-def environment() -> dict[str, str]:
-    """Where the numbers were taken."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-        "ours is transformed by": best_transform().name,
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "cryptography")},
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
 def _print(result: Mapping[str, Any]) -> None:
     print(f"{result['count']:,} numbers, {result['repeats']} repeats, ns of CPU time per number\n")
     print(f"{'':40}{'median':>9}{'quartiles':>17}{'of ours':>9}")
@@ -126,7 +111,13 @@ def main() -> int:
         "count": arguments.count,
         "repeats": arguments.repeats,
         "lines": measure(arguments.count, arguments.repeats),
-        "environment": environment(),
+        "environment": environment(
+            "torch",
+            "numpy",
+            "cryptography",
+            transform=best_transform().name,
+            vectors=torch.backends.cpu.get_cpu_capability(),
+        ),
     }
     if arguments.json:
         print(json.dumps(result, indent=2))

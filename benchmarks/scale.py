@@ -15,20 +15,18 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from process_cost import run_measured
 from ringfence_server.events import follow
 from synthetic import build_scenario
+from where_measured import environment
 
 BASE = {"holders": 30, "rounds": 5, "rows": 512, "width": 64}
 SWEEPS: dict[str, tuple[int, ...]] = {
@@ -162,12 +160,7 @@ def main() -> int:
         plot(lines, arguments.plot)
     result = {
         "lines": [asdict(line) for line in lines],
-        "environment": {
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("ringfence", "flwr", "torch")},
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        },
+        "environment": environment("ringfence", "flwr", "torch"),
     }
     if arguments.json:
         print(json.dumps(result, indent=2))

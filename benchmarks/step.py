@@ -10,17 +10,12 @@ contenders one after another, and a ratio is the median over repetitions of the 
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +33,7 @@ from ringfence_client.sampling import poisson_sample
 from ringfence_client.trainer import Trainer, TrainingJob
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Relation, Unit
+from where_measured import environment
 
 RATE = 1 / 8
 CLIPPING_NORM = 1.0
@@ -219,16 +215,6 @@ def measure(model: Model, *, batch: int, repetitions: int) -> dict[str, dict[str
     return lines
 
 
-def environment() -> dict[str, str]:
-    """Where the numbers were taken."""
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}; load {os.getloadavg()[0]:.1f}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "opacus", "numpy")},
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-    }
-
-
 def _print(name: str, batch: int, lines: Mapping[str, Mapping[str, float]]) -> None:
     print(f"\n{name}, B = {batch}{'ms a step':>36}{'spread':>18}{'x plain SGD':>14}{'spread':>16}")
     for contender, line in lines.items():
@@ -259,7 +245,7 @@ def main() -> int:
                     result["verdicts"][verdict] = lines[trainer]["ratio"] <= MODELS[name].promise
             if not arguments.json:
                 _print(name, batch, lines)
-    result["environment"] = environment()
+    result["environment"] = environment("torch", "opacus", "numpy")
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:

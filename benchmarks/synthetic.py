@@ -224,22 +224,18 @@ def build_scenario(
         )
     )
     epsilon = _budget(plan, directory / "schema.toml")
-    homes = []
-    for number in range(holders):
-        holder = f"holder-{number:05d}"
-        home = directory / "holders" / holder
+    homes = [directory / "holders" / f"holder-{number:05d}" for number in range(holders)]
+    for number, home in enumerate(homes):
         home.mkdir(parents=True)
-        (home / "holder.toml").write_text(_HOLDER.format(holder=holder, rows=rows, epsilon=epsilon))
-        (home / "policy.toml").write_text(
-            _POLICY.format(holder=holder, coordinator=COORDINATOR, rounds=rounds, epsilon=epsilon)
-        )
+        words = {"holder": home.name, "coordinator": COORDINATOR, "rounds": rounds, "rows": rows, "epsilon": epsilon}
+        (home / "holder.toml").write_text(_HOLDER.format(**words))
+        (home / "policy.toml").write_text(_POLICY.format(**words))
         values, labels = draw_records(number, rows=rows, features=features, seed=seed)
         frame = pl.DataFrame(values, schema=columns).with_columns(pl.Series(LABEL, labels))
         frame.write_parquet(home / "data.parquet", compression="uncompressed", statistics=False)
-        homes.append(str(home))
     written = time.perf_counter()
     if enrol:
-        _enrol(homes, processes=processes or os.cpu_count() or 1)
+        _enrol([str(home) for home in homes], processes=processes or os.cpu_count() or 1)
     return SyntheticScenario(
         directory=directory,
         holders=holders,

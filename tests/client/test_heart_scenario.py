@@ -143,7 +143,9 @@ def benchmark():
         pytest.skip("the benchmarks stand in a checkout only")
     spec = importlib.util.spec_from_file_location("benchmark_heart", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # as where it is run as a script
+        spec.loader.exec_module(module)
     return module
 
 
