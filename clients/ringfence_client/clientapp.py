@@ -65,7 +65,7 @@ def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Mes
         steps = [_first_step(message, context) for message, context in zip(messages, contexts, strict=True)]
     # Invariant: every decision and reservation is on disk, or its holder's data stays closed.
     steps = [
-        _unless_lost(step, message, context, group)
+        _unless_lost(step, message, context, group, point=Point.BEFORE_TRAINING)
         for step, message, context in zip(steps, messages, contexts, strict=True)
     ]
     results = iter(use_together([step for step in steps if isinstance(step, Prepared)]))
@@ -76,18 +76,18 @@ def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Mes
         ]
     # Invariant: what leaves is spent on disk, or it does not leave.
     return [
-        reply if isinstance(step, Message) else _unless_lost(reply, message, context, group)
+        reply if isinstance(step, Message) else _unless_lost(reply, message, context, group, point=Point.BEFORE_UPLOAD)
         for reply, step, message, context in zip(replies, steps, messages, contexts, strict=True)
     ]
 
 
-def _unless_lost(step: S, message: Message, context: Context, group: SyncedTogether) -> S | Message:
+def _unless_lost(step: S, message: Message, context: Context, group: SyncedTogether, *, point: Point) -> S | Message:
     """A holder's step, or the failure that it amounts to where the holder's disk did not take it."""
     try:
         fault = group.fault_of(_node(context).database)
     except Exception as error:  # noqa: BLE001 -- as in _first_step: a node that cannot be opened is its holder's fault
         return step if isinstance(step, Message) and step.has_error() else _fail(message, error)
-    return step if fault is None else _refuse(message, denial_of(fault, point=Point.BEFORE_TRAINING))
+    return step if fault is None else _refuse(message, denial_of(fault, point=point))
 
 
 def enforcement_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

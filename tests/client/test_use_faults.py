@@ -1,6 +1,7 @@
 """What a use that fails after data was opened may tell: that it failed, once, at full price, and nothing else."""
 
 import numpy as np
+from refusal_facts import BEFORE_TRAINING, BEFORE_UPLOAD, refusals
 
 from ringfence_client import use
 from ringfence_client.cohort_trainer import CohortTrainer
@@ -8,6 +9,7 @@ from ringfence_client.datasource import HolderData
 from ringfence_client.enforcement import FAILED_DIGEST
 from ringfence_client.evaluation import score_counts
 from ringfence_client.opacus_trainer import OpacusTrainer
+from ringfence_client.outbox import Outbox
 from ringfence_policy.database import Database
 from ringfence_policy.errors import LedgerFault
 from ringfence_policy.protocol import FAULT_CODE
@@ -69,7 +71,30 @@ def test_a_holder_whose_disk_fails_uses_no_data_and_costs_the_others_nothing(tin
     assert {"alder", "birch"} <= set(trained)
     assert "elm" not in trained
     assert outcome.cohort == ["alder", "birch"]
-    assert {one.holder: one.clauses for one in outcome.refused} == {"elm": ("ledger-fault",)}
+    assert refusals(outcome) == {"elm": (BEFORE_TRAINING, ("ledger-fault",))}
+
+
+def test_an_update_whose_spend_did_not_reach_the_disk_does_not_leave(tiny_run, monkeypatch):
+    run = tiny_run()
+    sync, spent = Database.sync, []
+
+    def fail(database):
+        if database in spent:
+            raise LedgerFault("the disk did not take what was recorded")
+        sync(database)
+
+    keep = Outbox.keep
+
+    def remember(outbox, request, reply):
+        keep(outbox, request, reply)
+        if outbox is run.node("elm").outbox:
+            spent.append(run.node("elm").database)
+
+    monkeypatch.setattr(Database, "sync", fail)
+    monkeypatch.setattr(Outbox, "keep", remember)
+    (outcome,) = run.train(rounds=1)
+    assert outcome.cohort == ["alder", "birch"]
+    assert refusals(outcome) == {"elm": (BEFORE_UPLOAD, ("ledger-fault",))}
 
 
 def test_a_model_that_overflows_for_some_records_still_gives_every_record_one_cell():
