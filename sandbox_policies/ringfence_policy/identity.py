@@ -60,6 +60,8 @@ class DocumentType(StrEnum):
     CHECKPOINT = "ringfence-checkpoint+jws"
     REQUEST = "ringfence-request+jws"
     MANIFEST = "ringfence-manifest+jws"
+    REGISTRATION = "ringfence-registration+jws"
+    INVITATION = "ringfence-invitation+jws"
 
 
 class TrustReason(StrEnum):

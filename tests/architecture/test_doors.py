@@ -17,8 +17,8 @@ DOORS = {
     "joserfc": ({"ringfence_policy.identity"}, "only identity.py signs and verifies: call sign() or open_signed()"),
     "rfc8785": ({"ringfence_policy.canonical"}, "only canonical.py fixes bytes: call canonical.encode()"),
     "cryptography": (
-        {"ringfence_policy.identity", "ringfence_client.noise"},
-        "keys are made in identity.py and noise in noise.py: call those",
+        {"ringfence_policy.identity", "ringfence_policy.transport_keys", "ringfence_client.noise"},
+        "keys are made in identity.py, those of the transport in transport_keys.py, noise in noise.py: call those",
     ),
     "opacus": ({"ringfence_client.opacus_trainer"}, "only opacus_trainer.py knows Opacus: call Trainer.train()"),
     "sqlite3": (
