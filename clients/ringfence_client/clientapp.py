@@ -5,7 +5,7 @@ keeps many holders in one process. Both take the same three steps for every mess
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cache, lru_cache
@@ -24,7 +24,8 @@ from ringfence_client.enforcement import GlobalModel, Prepared, abandon, charge_
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_client.papers import denial_of
-from ringfence_client.use import Result, check_training, use_together
+from ringfence_client.use import use_together
+from ringfence_client.workroom import Result
 from ringfence_policy.database import SyncedTogether, synced_together
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import Fault, LedgerFault, RingfenceError, TrustRefused
@@ -53,6 +54,7 @@ S = TypeVar("S", bound=Prepared | Message)
 
 _log = getLogger(__name__)
 _prepared: ContextVar[Prepared] = ContextVar("ringfence_prepared_use")
+_adopted: dict[tuple[str, str], HolderNode] = {}
 
 
 def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
@@ -169,7 +171,7 @@ def _prepare(message: Message, context: Context) -> Prepared | Message:
         request = _heard(node, message, UseRequest)
         if message.metadata.message_type != request.action.value:
             raise TrustRefused("a message says one action and its body another")
-        step = enforcement.prepare(node, request, _arrays(message), check_training=check_training)
+        step = enforcement.prepare(node, request, _arrays(message))
     except RingfenceError as error:
         return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
     return _refuse(message, step) if isinstance(step, Decision) else step
@@ -294,11 +296,23 @@ def _read_model(parts: tuple[tuple[str, str, tuple[int, ...], str, bytes], ...])
     return GlobalModel(arrays)
 
 
+def adopt(node: HolderNode, config: Mapping[str, str]) -> None:
+    """Let a node that its agent has opened answer the messages that come with its configuration."""
+    _adopted[config["holder-dir"], config["coordinator-root"]] = node
+
+
 def _node(context: Context) -> HolderNode:
-    directory, root = context.node_config["holder-dir"], context.node_config["coordinator-root"]
-    return _open_node(str(directory), str(root))
+    key = str(context.node_config["holder-dir"]), str(context.node_config["coordinator-root"])
+    return _adopted[key] if key in _adopted else _open_node(*key)
 
 
 @cache
 def _open_node(directory: str, coordinator_root: str) -> HolderNode:
-    return HolderNode(HolderHome(Path(directory)), coordinator_root=PublicKey.from_jwk(json.loads(coordinator_root)))
+    # Torch and every trainer: whoever answers for a holder whose records are used elsewhere does without.
+    from ringfence_client.holder_records import HolderRecords  # noqa: PLC0415
+    from ringfence_client.open_workroom import OpenWorkroom  # noqa: PLC0415
+
+    home = HolderHome(Path(directory))
+    records = HolderRecords(home.directory, salt=home.profile.dataset.dataset_id)
+    root = PublicKey.from_jwk(json.loads(coordinator_root))
+    return HolderNode(home, coordinator_root=root, workroom=OpenWorkroom(records))

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from ringfence_client.cohort_kernel import Float32Array, HolderSteps, Kernel, best_kernel
-from ringfence_client.models import check_arrays, initial_arrays
+from ringfence_client.models import initial_arrays
 from ringfence_client.noise import snapping_grid
 from ringfence_client.sampling import draw_steps
-from ringfence_client.trainer import ROUNDING_ROOM, AppliedPrivacy, TrainedUpdate, TrainingFault, TrainingJob
+from ringfence_client.trainer import ROUNDING_ROOM, TrainingFault, TrainingJob
+from ringfence_client.workroom import AppliedPrivacy, TrainedUpdate, check_arrays
 from ringfence_policy.errors import DocumentInvalid
 
 SUPPORTED: Final = ("logistic-regression", "mlp")

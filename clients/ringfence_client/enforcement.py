@@ -4,23 +4,16 @@ Whether one holder is asked or a thousand at once, each passes through these ste
 the decision and the reservation are on disk before data is used, and an update counts as spent before it leaves.
 """
 
-import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
 from safetensors.numpy import save
 
-from ringfence_client.models import build_module, write_arrays
 from ringfence_client.node import HolderNode
 from ringfence_client.outbox import StoredReply
 from ringfence_client.papers import Papers, denial_of
 from ringfence_client.run_terms import RunTerms
-from ringfence_client.trainer import AppliedPrivacy, TrainedUpdate
-from ringfence_client.trainers import choose_trainer
+from ringfence_client.workroom import Arrays, Histogram, Measured, Result, check_arrays
 from ringfence_policy import canonical
 from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.decision import Decision, Point
@@ -31,9 +24,6 @@ from ringfence_policy.plan import TrainerName
 from ringfence_policy.protocol import UseReply, UseRequest
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import Action, Evaluation
-
-Arrays = Mapping[str, npt.NDArray[np.float32]]
-Histogram = tuple[tuple[int, ...], tuple[int, ...]]
 
 # What a use leaves whose result never came to be.
 FAILED_DIGEST = canonical.digest("failed after data was opened")
@@ -58,12 +48,6 @@ class GlobalModel:
     def digest(self) -> str:
         """Its name, worked out once."""
         return model_digest(self.arrays)
-
-
-@lru_cache(maxsize=8)
-def _check_fits(spec: str, feature_count: int, model: GlobalModel) -> None:
-    """Refuse a model whose arrays are not those of the plan's [model] table. Needs no data."""
-    write_arrays(build_module(json.loads(spec), feature_count), model.arrays)
 
 
 @dataclass(frozen=True)
@@ -93,14 +77,6 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The result of an evaluation: counts by label and score in thousandths, and the noise really applied, if any."""
-
-    histogram: Histogram
-    applied: AppliedPrivacy | None
-
-
-@dataclass(frozen=True)
 class Answer:
     """What goes back to the coordinator: the update's arrays (empty for an evaluation) and the body beside them."""
 
@@ -113,21 +89,13 @@ def model_digest(arrays: Arrays) -> str:
     return canonical.digest_bytes(save(dict(arrays)))
 
 
-def prepare(
-    node: HolderNode,
-    request: UseRequest,
-    model: GlobalModel,
-    *,
-    check_training: Callable[[RunTerms, TrainerName], None],
-) -> Prepared | Decision:
+def prepare(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
     """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
 
     Args:
         node: The holder's node.
         request: What the coordinator asks.
         model: The model it sends along.
-        check_training: Raises where what will train does not add the noise that will be charged. Called before anything
-            is reserved.
 
     Raises:
         LedgerFault: Nothing can be recorded here, so nothing is used.
@@ -138,7 +106,10 @@ def prepare(
             if use.stored is not None:
                 return use
             if use.trainer is not None:
-                check_training(use.terms, use.trainer)
+                terms = use.terms
+                node.workroom.check_training(
+                    terms.run_id, terms.plan, terms.settlement.training, seed=terms.rehearsal_seed
+                )
             return _reserve(use)
     except LedgerFault:
         raise  # a refusal could not be recorded either
@@ -163,12 +134,10 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
     if refusal is not None:
         return refusal
     # Whatever can be wrong with the model is found before data is opened; a fault after that is charged.
-    feature_count = terms.plan.dataset_schema.feature_count
-    _check_fits(terms.plan.terms.model.model_dump_json(), feature_count, model)
+    examined = node.workroom.examine(terms.plan)
+    check_arrays(model.arrays, examined.shapes)
     training = request.action is Action.TRAIN
-    trainer = (
-        choose_trainer(model_spec(terms), feature_count, wanted=terms.plan.terms.training.trainer) if training else None
-    )
+    trainer = examined.trainer if training else None
     mechanism = terms.settlement.training if training else terms.settlement.evaluation
     stored = node.outbox.find(node.ledger, request)
     hold_id = _hold_id(request) if mechanism is not None else ""
@@ -189,7 +158,7 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
     )
 
 
-def finish(prepared: Prepared, result: TrainedUpdate | Measured | None) -> Answer | Decision:
+def finish(prepared: Prepared, result: Result | None) -> Answer | Decision:
     """Decide again, mark the use as sent, and hand over the answer (the third enforcement point).
 
     Args:
@@ -294,12 +263,6 @@ def _record(prepared: Prepared, papers: Papers, decision: Decision, facts: Round
     )
 
 
-def model_spec(terms: RunTerms) -> dict[str, Any]:
-    """The plan's [model] table, as models are built from."""
-    spec: dict[str, Any] = json.loads(terms.plan.terms.model.model_dump_json())
-    return spec
-
-
 def _cannot_start(terms: RunTerms, request: UseRequest, model: GlobalModel) -> Decision | None:
     point = Point.BEFORE_TRAINING
     if model.digest != request.base_model_digest:
@@ -363,7 +326,7 @@ def _reserve(wanted: Prepared) -> Prepared | Decision:
     return wanted if decision.permitted else decision
 
 
-def _not_as_charged(prepared: Prepared, result: TrainedUpdate | Measured) -> str | None:
+def _not_as_charged(prepared: Prepared, result: Result) -> str | None:
     """What was applied, read back from what applied it, against what the ledger charged; None where they agree."""
     applied = result.applied
     if prepared.mechanism is None or applied is None:
@@ -374,7 +337,7 @@ def _not_as_charged(prepared: Prepared, result: TrainedUpdate | Measured) -> str
     return None if applied.noise_kind == expected else f"noise from the {expected} source"
 
 
-def _reply_of(prepared: Prepared, result: TrainedUpdate | Measured) -> StoredReply:
+def _reply_of(prepared: Prepared, result: Result) -> StoredReply:
     if isinstance(result, Measured):
         histogram: Histogram | None = result.histogram
         trainer: TrainerName | None = None

@@ -1,7 +1,8 @@
 """One holder's records as plans use them: read by a plan's schema, then parted as its terms say, each of them once."""
 
+from pathlib import Path
+
 from ringfence_client.datasource import HolderData, load_dataset
-from ringfence_client.home import HolderHome
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.vocabulary import Unit
 
@@ -12,11 +13,13 @@ class HolderRecords:
     """The records of one holder's dataset, kept in memory once they are read. All of it is secret.
 
     Args:
-        home: The holder's directory.
+        directory: The directory with the data file.
+        salt: Names the dataset's own split and choice: its id.
     """
 
-    def __init__(self, home: HolderHome) -> None:
-        self._home = home
+    def __init__(self, directory: Path, *, salt: str) -> None:
+        self._directory = directory
+        self._salt = salt
         self._by_schema: dict[str, HolderData] = {}
         self._by_plan: dict[str, Parts] = {}
 
@@ -28,13 +31,13 @@ class HolderRecords:
         """
         digest = plan.dataset_schema.digest
         if digest not in self._by_schema:
-            self._by_schema[digest] = load_dataset(self._home.directory, plan.dataset_schema)
+            self._by_schema[digest] = load_dataset(self._directory, plan.dataset_schema)
         return self._by_schema[digest]
 
     def parts(self, plan: TrainingPlan) -> Parts:
         """The records for training and those for evaluation; see `parts_of`."""
         if plan.digest not in self._by_plan:
-            self._by_plan[plan.digest] = parts_of(self.whole(plan), plan, salt=self._home.profile.dataset.dataset_id)
+            self._by_plan[plan.digest] = parts_of(self.whole(plan), plan, salt=self._salt)
         return self._by_plan[plan.digest]
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ringfence_client.workroom import check_arrays
 from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid, TrustRefused
 
@@ -98,42 +99,13 @@ def write_arrays(module: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]
         arrays: One finite float32 array for each parameter, of its shape. From the coordinator: not trusted.
 
     Raises:
-        TrustRefused: The arrays are not the module's: other names, another type or shape, or a number that is not
-            finite (a gradient at such a point could carry a record past the clipping).
+        TrustRefused: The arrays are not the module's; see `check_arrays`.
     """
     parameters = dict(module.named_parameters())
     check_arrays(arrays, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(torch.tensor(arrays[name]))
-
-
-def check_arrays(arrays: Mapping[str, npt.NDArray[np.float32]], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Make sure that arrays can be a model's parameters.
-
-    Args:
-        arrays: From the coordinator: not trusted.
-        shapes: The model's parameters: names and shapes.
-
-    Raises:
-        TrustRefused: See `write_arrays`.
-    """
-    if set(arrays) != set(shapes):
-        raise TrustRefused(
-            "these are not this model's parameters",
-            expected=", ".join(sorted(shapes)),
-            got=f"{len(arrays)} arrays of other names",
-            where="model arrays",
-        )
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.dtype != np.float32 or array.shape != shape or not np.isfinite(array).all():
-            raise TrustRefused(
-                "a model array cannot be used",
-                expected=f"finite float32 of shape {shape}",
-                got=f"{array.dtype} of shape {array.shape}",
-                where=f"model array '{name}'",
-            )
 
 
 def code_digest(path: str) -> str:

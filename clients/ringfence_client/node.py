@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from ringfence_client.datasource import HolderData
-from ringfence_client.holder_records import HolderRecords
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.outbox import Outbox
@@ -22,6 +20,7 @@ from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.signed_requests import check_request
 from ringfence_client.watched_files import WatchedFiles
+from ringfence_client.workroom import Workroom
 from ringfence_policy.accounting import PICO, epsilon_micro, epsilon_under
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
@@ -62,6 +61,7 @@ class HolderNode:
     Args:
         home: The holder's directory.
         coordinator_root: The coordinator's root key as this holder learnt it; pinned at the first meeting.
+        workroom: Where its records are used.
         clock: Milliseconds since the Unix epoch.
 
     Raises:
@@ -69,7 +69,14 @@ class HolderNode:
         TrustRefused: What the holder remembers of signed documents is missing or unreadable, or a key is.
     """
 
-    def __init__(self, home: HolderHome, *, coordinator_root: PublicKey, clock: Callable[[], int] = now_ms) -> None:
+    def __init__(
+        self,
+        home: HolderHome,
+        *,
+        coordinator_root: PublicKey,
+        workroom: Workroom,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
         self.home = home
         self.holder_id = home.profile.holder_id
         self.clock = clock
@@ -88,7 +95,7 @@ class HolderNode:
         self._views = LogViews(self.log, key=self._key)
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
-        self._records = HolderRecords(home)
+        self.workroom = workroom
         self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
         self._presence = Presence(home)
         if self._presence.is_alone:
@@ -96,7 +103,8 @@ class HolderNode:
             self._presence.share()
 
     def close(self) -> None:
-        """Close the ledger."""
+        """Close the ledger, and end what runs in the workroom."""
+        self.workroom.close()
         self.database.close()
         self._presence.close()
 
@@ -263,14 +271,6 @@ class HolderNode:
             return Decision.deny("plan", limit=limit, actual=actual, point=point)
         return terms
 
-    def data(self, plan: TrainingPlan) -> HolderData:
-        """All of the holder's records, read once per schema. Secret."""
-        return self._records.whole(plan)
-
-    def split(self, plan: TrainingPlan) -> tuple[HolderData, HolderData]:
-        """The records for training and those for evaluation. Secret."""
-        return self._records.parts(plan)
-
     def decide(
         self,
         terms: RunTerms,
@@ -302,7 +302,7 @@ class HolderNode:
             cohort_size=cohort_size,
             cost=cost if cost is not None else self.cost(terms, policy, mechanism),
             evaluation=terms.settlement.evaluation_mode,
-            records=self.data(terms.plan).records,
+            records=self.workroom.facts(terms.plan).records,
             revoked=papers.revocation is not None,
             status_fresh=papers.status is not None,
         )
@@ -428,7 +428,7 @@ class HolderNode:
 
     def _register(self, plan: TrainingPlan, policy: UsagePolicy, run_id: str) -> None:
         dataset = self.home.profile.dataset
-        data = self.data(plan)
+        data = self.workroom.facts(plan)
         with self.database.transaction():
             is_new = self.ledger.register_dataset(
                 dataset.dataset_id,

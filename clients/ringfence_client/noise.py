@@ -18,9 +18,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from ringfence_client.normals import PAIRS_AT_ONCE, Float64Array, Transform, best_transform
-from ringfence_policy.errors import Fault
+from ringfence_client.workroom import NoiseFault, NoiseKind
 
-NoiseKind = Literal["csprng", "seeded"]
 _Purpose = Literal["sampling", "noise"]
 
 _WORD_BYTES: Final = 8
@@ -32,12 +31,6 @@ _GRID_BITS: Final = 16
 # A check refuses noise whose spread is this many standard errors off: about 1 in 500 million for sound noise.
 _CHECK_STANDARD_ERRORS: Final = 6.0
 NOISE_CHECK_SAMPLES: Final = 20_000
-
-
-class NoiseFault(Fault):
-    """A noise generator does not produce the noise it was asked for, so nothing may be trained with it."""
-
-    code = "noise-fault"
 
 
 class NoiseSource(Protocol):

@@ -18,15 +18,14 @@ from ringfence_client.datasource import HolderData
 from ringfence_client.models import build_module
 from ringfence_client.noise import (
     NOISE_CHECK_SAMPLES,
-    NoiseFault,
-    NoiseKind,
     NoiseSource,
     RehearsalNoise,
     SecureNoise,
     noise_defect,
 )
 from ringfence_client.normals import Float64Array
-from ringfence_client.trainer import TrainedUpdate, Trainer, TrainingJob
+from ringfence_client.trainer import Trainer, TrainingJob
+from ringfence_client.workroom import NoiseFault, NoiseKind, TrainedUpdate
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Unit
 

@@ -18,7 +18,8 @@ from ringfence_client.models import build_module, write_arrays
 from ringfence_client.module_chance import module_chance
 from ringfence_client.noise import NoiseSource, snapped
 from ringfence_client.sampling import Draw, draw
-from ringfence_client.trainer import ROUNDING_ROOM, AppliedPrivacy, TrainedUpdate, TrainingJob, finite_arrays
+from ringfence_client.trainer import ROUNDING_ROOM, TrainingJob, finite_arrays
+from ringfence_client.workroom import AppliedPrivacy, TrainedUpdate
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.mechanism import DpMechanism
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import Arrays, read_arrays
-from ringfence_client.noise import NoiseKind, NoiseSource
+from ringfence_client.noise import NoiseSource
+from ringfence_client.workroom import TrainedUpdate
 from ringfence_policy.errors import DocumentInvalid, Fault, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainerName
@@ -96,51 +97,6 @@ class TrainingJob:
                 raise DocumentInvalid(
                     "a training number is out of range", expected=f"{name} above {lowest:g}", got=f"{value:g}"
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppliedPrivacy:
-    """What a trainer really did, read back from the parts that did it and not copied from the plan.
-
-    Attributes:
-        clipping_norm: The largest bound on any unit's part in a sum as computed, `ROUNDING_ROOM` included.
-        noise_multiplier: The smallest noise standard deviation of any step, divided by that step's clipping norm.
-        sampling_rate: The highest probability any record was drawn with.
-        steps: How many noised sums were taken.
-        noise_kind: Where the noise was from.
-    """
-
-    clipping_norm: float
-    noise_multiplier: float
-    sampling_rate: float
-    steps: int
-    noise_kind: NoiseKind
-
-    def keeps(self, mechanism: DpMechanism) -> bool:
-        """Whether what was done is exactly as strong as `mechanism` claims, to the last digit."""
-        return (self.clipping_norm, self.noise_multiplier, self.sampling_rate, self.steps) == (
-            mechanism.clipping_norm,
-            mechanism.noise_multiplier,
-            mechanism.sampling_rate,
-            mechanism.steps,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedUpdate:
-    """What one holder's training gave.
-
-    Attributes:
-        holder_id: Whose it is.
-        arrays: The new parameters, float32 by name, finite. Differentially private as `applied` says, and only so.
-        applied: What was really applied. Check it against the mechanism that was charged before anything is sent.
-        trainer: Which trainer did it.
-    """
-
-    holder_id: str
-    arrays: dict[str, npt.NDArray[np.float32]]
-    applied: AppliedPrivacy
-    trainer: TrainerName
 
 
 class Trainer(Protocol):

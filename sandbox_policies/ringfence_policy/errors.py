@@ -14,7 +14,8 @@
     └── Fault                   exit 1   the machine or the code
         ├── LedgerFault                  the privacy ledger cannot record, so nothing may be used
         ├── Unaccountable                a mechanism has no known privacy analysis; never counted as zero
-        ├── NoiseFault                   a noise generator fails its check (ringfence_client.noise)
+        ├── NoiseFault                   a noise generator fails its check (ringfence_client.workroom)
+        ├── SandboxFault                 the trainer's own process broke off (ringfence_client.walled_workroom)
         ├── TrainingFault                training gave nothing that may be sent (ringfence_client.trainer)
         └── RunFailed                    a run stopped; the message says from where it can be resumed
 

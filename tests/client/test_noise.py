@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ringfence_client.compiled import load_library
-from ringfence_client.noise import NoiseFault, RehearsalNoise, SecureNoise, check_noise, noise_defect
+from ringfence_client.noise import RehearsalNoise, SecureNoise, check_noise, noise_defect
 from ringfence_client.normals import CompiledBoxMuller, TorchBoxMuller
 from ringfence_client.sampling import poisson_sample
+from ringfence_client.workroom import NoiseFault
 
 SEED = 20261121
 MANY = 1_000_000

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from ringfence_client import noise_check, opacus_trainer, use
+from ringfence_client import noise_check, opacus_trainer, open_workroom
 from ringfence_client.cohort_trainer import CohortTrainer
-from ringfence_client.noise import NoiseFault, RehearsalNoise
+from ringfence_client.noise import RehearsalNoise
 from ringfence_client.noise_check import check_trainer
 from ringfence_client.opacus_trainer import OpacusTrainer, PrivateOptimizer
+from ringfence_client.workroom import NoiseFault
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Relation, Unit
@@ -226,9 +227,9 @@ def test_a_holder_whose_trainer_adds_too_little_noise_refuses_before_the_first_r
     run.governor.offer(run.grid, 1)
     before = run.spent("elm")
     opened = []
-    monkeypatch.setattr(use, "_job", opened.append)
+    monkeypatch.setattr(open_workroom, "_job", opened.append)
     monkeypatch.setattr(opacus_trainer, "PrivateOptimizer", Quiet)
-    monkeypatch.setattr(use, "trainer_named", lambda _name: OpacusTrainer())
+    monkeypatch.setattr(open_workroom, "trainer_named", lambda _name: OpacusTrainer())
     assert read_refusal(run.request("elm")).clauses == ("noise-fault",)
     assert run.spent("elm") == before
     assert run.node("elm").ledger.holds() == []

@@ -3,7 +3,7 @@ import logging
 import own_models
 import pytest
 
-from ringfence_client import use
+from ringfence_client import open_workroom
 from ringfence_client.models import code_digest
 from ringfence_client.trainers import _chosen, choose_trainer, trainer_named
 from ringfence_policy import strict_toml
@@ -79,7 +79,7 @@ def test_a_trainer_that_cannot_train_the_plans_model_is_refused_before_data_is_o
     run.propose()
     run.governor.offer(run.grid, 1)
     before, opened = run.spent("elm"), []
-    monkeypatch.setattr(use, "_job", opened.append)
+    monkeypatch.setattr(open_workroom, "_job", opened.append)
     assert read_refusal(run.request("elm")).clauses
     assert opened == []
     assert run.spent("elm") == before

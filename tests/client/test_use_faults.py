@@ -3,7 +3,7 @@
 import numpy as np
 from refusal_facts import BEFORE_TRAINING, BEFORE_UPLOAD, refusals
 
-from ringfence_client import use
+from ringfence_client import open_workroom
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
 from ringfence_client.enforcement import FAILED_DIGEST
@@ -37,7 +37,7 @@ def test_an_attempt_that_failed_is_charged_and_cannot_be_made_again(tiny_run, mo
     before = run.spent("elm")
     replies = []
     for reason in ("age 77", "nothing of the kind"):
-        monkeypatch.setattr(use, "trainer_named", lambda _name, reason=reason: _Fails(reason))
+        monkeypatch.setattr(open_workroom, "trainer_named", lambda _name, reason=reason: _Fails(reason))
         replies.append(run.request("elm", attempt=len(replies) + 1))
     assert all(reply.error.code == FAULT_CODE for reply in replies)
     assert replies[0].error.reason == replies[1].error.reason
