@@ -139,6 +139,15 @@ def revoke(
         typer.echo("What was sent before stays sent, and its budget stays spent: nothing is unlearned.")
 
 
+@app.command()
+@answering
+def doctor(*, as_json: AsJson = False) -> None:
+    """Check that this machine can keep a data holder's promises: build the trainer's walls and attack them."""
+    from ringfence_client.node_doctor import examine  # noqa: PLC0415
+
+    raise typer.Exit(examine(as_json=as_json))
+
+
 def _say_status(status: "Status", policy: object, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(status.to_document()))

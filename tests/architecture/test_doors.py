@@ -26,6 +26,20 @@ DOORS = {
         | {"ringfence_policy.ledger_tables", "ringfence_policy.evidence_log"},
         "only database.py opens a database, so that each is durable and locked: call Database.open()",
     ),
+    "pyseccomp": (
+        {"ringfence_client.syscall_filter"},
+        "only syscall_filter.py speaks to seccomp: call raise_walls()",
+    ),
+    "ctypes": (
+        {"ringfence_client.kernel", "ringfence_client.landlock", "ringfence_client.attempts"}
+        | {"ringfence_client.compiled", "ringfence_client.cohort_kernel", "ringfence_client.normals"},
+        "the kernel is called through kernel.py, compiled code through compiled.py",
+    ),
+    "resource": (
+        {"ringfence_client.walls", "ringfence_client.attempts"}
+        | {"ringfence_client.break_out", "ringfence_client.confined"},
+        "only walls.py sets limits: call raise_walls() or allow_cpu()",
+    ),
     "jinja2": ({"ringfence_server.report"}, "only report.py fills templates, where everything is escaped"),
     "matplotlib": ({"ringfence_server.charts"}, "only charts.py draws: add the chart there"),
     "tomllib": (
@@ -51,6 +65,7 @@ REFERENCES = {"ringfence_server.run_file", "ringfence_server.doctor"}
 
 # Who may look at the process's environment, and why.
 ENVIRONMENT = {
+    "ringfence_client.walls": "names a directory that exists to torch, which can make none behind the walls",
     "ringfence_server.worker": "turns Flower's telemetry off before Flower is imported",
     "ringfence_server.cli_run": "hands the worker its number of threads",
 }
@@ -154,6 +169,20 @@ def test_nothing_else_reads_the_environment(sources):
         for node in ast.walk(source.tree)
         if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"))
         or (isinstance(node, ast.ImportFrom) and node.module == "os" and {"environ", "getenv"} & _names(node))
+    ]
+    assert not offences, "\n".join(offences)
+
+
+def test_system_calls_have_one_door(sources):
+    """`syscall` takes any number: what a walled process may ask of the kernel is read in few places."""
+    allowed = {"ringfence_client.kernel"}
+    offences = [
+        f"{source.at(node.lineno)} makes a system call by number: give it a name in kernel.py"
+        for source in sources
+        if source.name not in allowed
+        for node in ast.walk(source.tree)
+        if (isinstance(node, ast.Attribute) and node.attr == "syscall")
+        or (isinstance(node, ast.Constant) and node.value == "syscall")
     ]
     assert not offences, "\n".join(offences)
 
