@@ -6,7 +6,7 @@ OUT ?= build/demo
 # Two cores train and test fastest when each process keeps to its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format protos clean
 
 demo: $(VENV)/.installed
 	$(RUN)/ringfence demo --scenario heart --out $(OUT)
@@ -24,6 +24,10 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
+
+protos: $(VENV)/.installed
+	$(RUN)/python -m grpc_tools.protoc -Iclients --python_out=clients --pyi_out=clients --grpc_python_out=clients \
+		clients/ringfence_client/holder_agent.proto
 
 COMPILED := $(wildcard clients/build_kernel.py clients/ringfence_client/*.[ch])
 

@@ -148,6 +148,47 @@ def doctor(*, as_json: AsJson = False) -> None:
     raise typer.Exit(examine(as_json=as_json))
 
 
+@app.command()
+@answering
+def start(
+    directory: Directory,
+    *,
+    socket: Annotated[
+        Path | None, typer.Option("--socket", metavar="PATH", help="Where relays find the agent, instead of in DIR.")
+    ] = None,
+    serve: Annotated[
+        list[str] | None, typer.Option("--serve", metavar="USER", help="Another user whose relays may ask. Repeatable.")
+    ] = None,
+    supernode: Annotated[
+        bool, typer.Option("--supernode/--no-supernode", help="Run Flower's SuperNode too, or leave it to others.")
+    ] = True,
+    confined: Annotated[
+        bool,
+        typer.Option("--confined/--unconfined", help="Keep the SuperNode behind walls: it runs code from the wire."),
+    ] = True,
+    memory: Annotated[int, typer.Option("--memory", metavar="MIB", min=512, help="Memory of the trainer.")] = 4096,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of the trainer.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the data of DIR, as its policy allows, until Ctrl-C: agent, trainer and SuperNode."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.node_start import StartOptions  # noqa: PLC0415
+    from ringfence_client.node_start import start as serve_until_stopped  # noqa: PLC0415
+
+    serve_until_stopped(
+        HolderHome(directory),
+        StartOptions(
+            socket=socket,
+            serve=tuple(serve or ()),
+            supernode=supernode,
+            confined=confined,
+            memory_mib=memory,
+            threads=threads,
+            as_json=as_json,
+        ),
+    )
+
+
 def _say_status(status: "Status", policy: object, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(status.to_document()))

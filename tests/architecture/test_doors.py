@@ -51,6 +51,8 @@ DOORS = {
 # What Flower publishes is what its own documentation imports; anything else may move with any release.
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 FLOWER_INTERNAL = {
+    "flwr.common.serde": {"ringfence_client.flower_messages"},
+    "flwr.proto.message_pb2": {"ringfence_client.flower_messages"},
     "flwr.supercore.task_identity": {"ringfence_server.flower_adapter"},
     "flwr.supercore.run": {
         "ringfence_server.flower_adapter",
@@ -89,6 +91,14 @@ NETWORK = {
     "requests",
     "httpx",
     "grpc",
+}
+# Who may, and what for. None of it leaves the machine but what Flower's own SuperNode carries.
+NETWORKED = {
+    "ringfence_client.relay": "hands Flower's message to the agent, on a Unix socket",
+    "ringfence_client.agent": "answers the relay, on a Unix socket",
+    "ringfence_client.agent_client": "asks the agent how it is, on a Unix socket",
+    "ringfence_client.agent_door": "asks the kernel who is at the other end of that socket",
+    "ringfence_client.supernode": "finds a free port of the loopback address for Flower's SuperNode",
 }
 
 
@@ -192,7 +202,7 @@ def test_no_module_opens_a_network_connection(sources):
         f"{source.at(line)} imports {name}: nothing here talks to a network. Flower carries messages between machines"
         for source in sources
         for name, line in source.imports
-        if name.split(".")[0] in NETWORK
+        if name.split(".")[0] in NETWORK and source.name not in NETWORKED
     ]
     assert not offences, "\n".join(offences)
 

@@ -1,0 +1,197 @@
+"""`ringfence-node start`: one holder's agent and its SuperNode, from the first line to the last.
+
+Each thing that happens is one event: a sentence for people, or a line of JSON for programs.
+"""
+
+import json
+import pwd
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from logging import FileHandler, basicConfig, getLogger
+from pathlib import Path
+
+import typer
+
+from ringfence_client.agent import HolderAgent, serving
+from ringfence_client.agent_door import default_socket
+from ringfence_client.datasource import DATA_FILES
+from ringfence_client.home import HolderHome
+from ringfence_client.node import HolderNode
+from ringfence_client.supernode import SuperNode, SuperNodeSettings
+from ringfence_client.trainer_link import TrainerSettings
+from ringfence_client.walled_workroom import WalledWorkroom
+from ringfence_policy.errors import ScenarioInvalid, UsageError
+from ringfence_policy.letters import Invitation, read_letter
+
+_log = getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOptions:
+    """How a holder's agent is started.
+
+    Attributes:
+        socket: Where relays find it; None for the usual place.
+        serve: Names of users, beside this process's own, whose relays may ask.
+        supernode: Whether to run the SuperNode too. Without, somebody else does: another user, or another container.
+        confined: Whether the SuperNode runs behind walls.
+        memory_mib: Memory of the trainer.
+        threads: Threads of the trainer.
+        as_json: Whether events are JSON.
+    """
+
+    socket: Path | None
+    serve: Sequence[str]
+    supernode: bool
+    confined: bool
+    memory_mib: int
+    threads: int
+    as_json: bool
+
+
+def start(home: HolderHome, options: StartOptions) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        RingfenceError: The holder is not set up, not joined, or cannot be opened.
+    """
+    invitation = joined(home)
+    directory = home.state / "agent"
+    directory.mkdir(exist_ok=True, mode=0o700)
+    basicConfig(
+        level="INFO",
+        format="%(asctime)s %(name)s %(message)s",
+        handlers=[FileHandler(directory / "agent.log")],
+    )
+    socket = options.socket or default_socket(home.directory)
+    users = frozenset({home.state.stat().st_uid, *map(_number_of, options.serve)})
+    events = _Events(as_json=options.as_json)
+    stopped = _stop_signal()
+    with ExitStack() as opened:
+        workroom = WalledWorkroom(_trainer_settings(home, options))
+        node = HolderNode(home, coordinator_root=invitation.root, workroom=workroom)
+        opened.callback(node.close)
+        events("holder-opened", {"holder": node.holder_id, "coordinator": invitation.coordinator})
+        events("trainer-started", {"pid": workroom.pid, **_walls(workroom)})
+        agent = HolderAgent(node, coordinator_root=json.dumps(invitation.root_jwk))
+        opened.enter_context(serving(agent, socket=socket, users=users))
+        events("serving", {"socket": str(socket)})
+        if options.supernode:
+            opened.callback(SuperNode(_supernode_settings(home, invitation, socket, options), events).close)
+        events("ready", {"superlink": invitation.address if options.supernode else None})
+        stopped.wait()
+        events("stopping", {})
+    events("stopped", {})
+
+
+def joined(home: HolderHome) -> Invitation:
+    """The invitation that this holder accepted.
+
+    Raises:
+        ScenarioInvalid: The holder is not set up, or accepted none.
+        TrustRefused: What was kept of it is no longer what was signed.
+    """
+    if not home.is_set_up:
+        raise ScenarioInvalid(
+            "this holder is not set up",
+            expected="keys, a signed policy and a ledger",
+            where=str(home.directory),
+            next_step=f"ringfence-node init {home.directory}",
+        )
+    path = home.papers / "coordinator.jws"
+    if not path.exists():
+        raise ScenarioInvalid(
+            "this holder has joined no coordinator",
+            expected="an invitation that was accepted",
+            where=str(path),
+            next_step=f"ringfence-node join {home.directory} INVITATION.jws",
+        )
+    return Invitation.open(read_letter(path.read_bytes()))
+
+
+class _Events:
+    """Says what happens, in one line each."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str, members: Mapping[str, object]) -> None:
+        _log.info("%s %s", name, json.dumps(members))
+        with self._lock:
+            if self._as_json:
+                typer.echo(json.dumps({"event": name, "at_ms": int(time.time() * 1000), **members}))
+            else:
+                typer.echo(_SENTENCES[name].format(**members))
+
+
+_SENTENCES: Mapping[str, str] = {
+    "holder-opened": "{holder}: ledger and keys are open; the coordinator is {coordinator}",
+    "trainer-started": "The trainer runs ({pid}); {walls}",
+    "serving": "The agent listens on {socket}",
+    "supernode-started": "The SuperNode runs ({pid})",
+    "supernode-ended": "The SuperNode ended ({exit_code}); it is started again in {again_in_seconds:g} s",
+    "ready": "Ready. Stop with Ctrl-C; every use is decided by your policy, whatever is asked",
+    "stopping": "Stopping: what is being answered is finished first",
+    "stopped": "Stopped",
+}
+
+
+def _walls(workroom: WalledWorkroom) -> dict[str, object]:
+    breaches = workroom.breaches
+    if not breaches:
+        return {"walls": "all walls stand", "breaches": {}}
+    words = "; ".join(f"{wall}: {how}" for wall, how in sorted(breaches.items()))
+    return {"walls": f"walls that do NOT stand: {words}", "breaches": dict(breaches)}
+
+
+def _trainer_settings(home: HolderHome, options: StartOptions) -> TrainerSettings:
+    directory = home.directory.resolve()
+    return TrainerSettings(
+        directory=directory,
+        files=[directory / name for name in DATA_FILES],
+        forbidden=home.key_list.resolve(),
+        salt=home.profile.dataset.dataset_id,
+        log=home.state / "agent" / "trainer.log",
+        memory_mib=options.memory_mib,
+        threads=options.threads,
+    )
+
+
+def _supernode_settings(
+    home: HolderHome, invitation: Invitation, socket: Path, options: StartOptions
+) -> SuperNodeSettings:
+    relay = home.state.resolve() / "relay"
+    key = relay / "flower.key"
+    if not key.exists():
+        raise ScenarioInvalid(
+            "the SuperNode has no key",
+            where=str(key),
+            next_step=f"ringfence-node init {home.directory}, then register again with the coordinator",
+        )
+    return SuperNodeSettings(
+        superlink=invitation.address,
+        authority=invitation.authority,
+        key=key,
+        home=relay / "home",
+        agent=socket,
+        confined=options.confined,
+    )
+
+
+def _number_of(name: str) -> int:
+    try:
+        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise UsageError("no such user on this machine", got=name, where="--serve") from None
+
+
+def _stop_signal() -> threading.Event:
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
