@@ -15,6 +15,8 @@ class HolderRecords:
         home: The holder's directory.
     """
 
+    sandboxed = False  # the records are opened in this very process, which has the network and every other file
+
     def __init__(self, home: HolderHome) -> None:
         self._home = home
         self._by_schema: dict[str, HolderData] = {}
