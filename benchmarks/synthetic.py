@@ -119,6 +119,7 @@ max_rounds = {rounds}
 regions = ["CH"]
 min_holders = 1
 secure_aggregation = "not-required"
+sandbox = "not-required"
 
 [data]
 columns = "*"

@@ -74,6 +74,7 @@ def _permits(policy: UsagePolicy, home: HolderHome, plan: TrainingPlan, *, compa
             cohort_size=company,
             cost=Cost(),
             evaluation=evaluation,
+            sandboxed=False,  # the records are opened here, in the run's own process
             revoked=revoked,
             status_fresh=True,
         )

@@ -1,7 +1,6 @@
 """One data holder's node as it speaks with the coordinator: it is shown plans, shows papers and hands over evidence.
 
-The data itself is used elsewhere (`enforcement`). Everything said here is signed or public, and nothing said here is a
-count of records.
+The data itself is used elsewhere (`enforcement`). What is said here is signed or public, and no count of records.
 """
 
 import math
@@ -149,6 +148,7 @@ class HolderNode:
             now_ms=self.clock(),
             cohort_size=len(plan.holders),
             cost=Cost(),
+            sandboxed=self.workroom.sandboxed,
             revoked=papers.revocation is not None,
             status_fresh=papers.status is not None,
         )
@@ -303,6 +303,7 @@ class HolderNode:
             cost=cost if cost is not None else self.cost(terms, policy, mechanism),
             evaluation=terms.settlement.evaluation_mode,
             records=self.workroom.facts(terms.plan).records,
+            sandboxed=self.workroom.sandboxed,
             revoked=papers.revocation is not None,
             status_fresh=papers.status is not None,
         )
@@ -355,11 +356,7 @@ class HolderNode:
         )
 
     def see(self, view: LogView, *, run_id: str) -> None:
-        """Accept the coordinator's checkpoint if its log only grew, and keep it in our own log.
-
-        Raises:
-            TrustRefused: The log was rewritten, or shown differently before.
-        """
+        """Accept the coordinator's checkpoint if its log only grew, and keep it in our own; else raise TrustRefused."""
         coordinator = self.coordinator
         before = coordinator.revision
         seen = self.coordinator_log_seen

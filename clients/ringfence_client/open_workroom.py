@@ -45,7 +45,7 @@ class OpenWorkroom:
         records: The holder's records.
     """
 
-    sandboxed = False
+    sandboxed = False  # records are opened in this very process, which has a network and every other file
 
     def __init__(self, records: HolderRecords) -> None:
         self.records = records

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Final
 
-from ringfence_policy.clauses import ALL_ACTIONS, CLAUSES, Clause, entity, quoted
+from ringfence_policy.cedar_text import entity, quoted
+from ringfence_policy.clauses import ALL_ACTIONS, CLAUSES, Clause
+from ringfence_policy.decision import Point
 from ringfence_policy.errors import Fault
 from ringfence_policy.policy import BUILT_IN, UsagePolicy, rfc3339
 from ringfence_policy.request import RoundRequest
@@ -34,7 +36,8 @@ namespace Ringfence {
     policy: String, purpose: Purpose, task: String, plan: String, code: String, region: String, now: datetime,
     rounds_used: Long, epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long, unit: Unit,
     names_subjects: Bool,
-    records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, columns: Set<String>,
+    records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, sandboxed: Bool, at_holder: Bool,
+    columns: Set<String>,
     retention_days: Long, release_to: Audience, release_tier: Tier, evaluation: Evaluation, rehearsal: Bool,
     revoked: Bool, round_under_way: Bool, status_fresh: Bool,
   };
@@ -94,11 +97,11 @@ class CedarEngine:
             "compiled": "sha256:" + hashlib.sha256(text.encode()).hexdigest(),
         }
 
-    def ask(self, request: RoundRequest, *, records_withheld: bool, round_under_way: bool) -> CedarAnswer:
+    def ask(self, request: RoundRequest, *, point: Point, records_withheld: bool) -> CedarAnswer:
         """Put one request to Cedar. Whatever cedarpy raises comes through; the gate turns it into a denial."""
         cedar = self._cedar
         answer = cedar.is_authorized(
-            _as_cedar(request, records_withheld=records_withheld, round_under_way=round_under_way),
+            _as_cedar(request, point=point, records_withheld=records_withheld),
             self._policies,
             self._entities,
             schema=self._schema,
@@ -161,7 +164,7 @@ def _bound(clause: Clause, condition: str) -> str:
     return f"{exempt} || ({condition})"
 
 
-def _as_cedar(request: RoundRequest, *, records_withheld: bool, round_under_way: bool) -> dict[str, Any]:
+def _as_cedar(request: RoundRequest, *, point: Point, records_withheld: bool) -> dict[str, Any]:
     context: dict[str, Any] = {
         "policy": request.policy_id,
         "purpose": _ref("Purpose", request.purpose),
@@ -179,6 +182,8 @@ def _as_cedar(request: RoundRequest, *, records_withheld: bool, round_under_way:
         "records_withheld": records_withheld,
         "holders": request.holders,
         "secure_aggregation": request.secure_aggregation,
+        "sandboxed": request.sandboxed,
+        "at_holder": point is not Point.COORDINATOR,
         "columns": sorted(request.columns),
         "retention_days": request.retention_days,
         "release_to": _ref("Audience", request.release_to.value),
@@ -186,7 +191,7 @@ def _as_cedar(request: RoundRequest, *, records_withheld: bool, round_under_way:
         "evaluation": _ref("Evaluation", request.evaluation.value),
         "rehearsal": request.rehearsal,
         "revoked": request.revoked,
-        "round_under_way": round_under_way,
+        "round_under_way": point is Point.BEFORE_UPLOAD,
         "status_fresh": request.status_fresh,
     }
     if request.records is not None and not records_withheld:

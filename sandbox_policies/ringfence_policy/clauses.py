@@ -5,23 +5,24 @@ another. The reference evaluator (`reference.py`) is the one deliberate exceptio
 not from it, so that a fault here shows as a disagreement there.
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from types import MappingProxyType
 from typing import Final
 
+from ringfence_policy.cedar_text import entities, entity, instant, quoted, strings
 from ringfence_policy.decision import Point
-from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy, rfc3339
+from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy
 from ringfence_policy.request import RoundRequest
-from ringfence_policy.vocabulary import Action, OnRevoke, Rehearsal, SecureAggregation, SubjectRecords, Unit
+from ringfence_policy.vocabulary import Action, OnRevoke, Rehearsal, Sandbox, SecureAggregation, SubjectRecords, Unit
 from ringfence_policy.wording import (
     EVALUATION_SENTENCES,
     RELEASE_SENTENCES,
     REVOKE_SENTENCES,
+    SANDBOX_SENTENCES,
     SUBJECT_SENTENCES,
     UNIT_WORDS,
+    company_sentence,
     counted,
     day_text,
     delta_text,
@@ -29,6 +30,7 @@ from ringfence_policy.wording import (
     label,
     labels,
     listed,
+    retention_sentence,
 )
 
 ALL_ACTIONS: Final = frozenset(Action)
@@ -51,6 +53,7 @@ class Clause:
         odrl: The ODRL term the clause is exchanged as.
         actions: The actions it binds.
         points: The enforcement points that can judge it.
+        is_secret: The fact it is about never leaves the holder, so that nobody else can judge it, ever.
         cedar: The Cedar expression that must hold, or None where the policy sets no condition.
         sentence: The clause in plain English, for the data officer.
         limit: What the policy asks for, in a few words.
@@ -66,37 +69,13 @@ class Clause:
     actual: Callable[[RoundRequest], str]
     actions: frozenset[Action] = ALL_ACTIONS
     points: frozenset[Point] = EVERYWHERE
+    is_secret: bool = False
     key: str | None = None
 
     @property
     def toml_key(self) -> str | None:
         """The key in the clause's TOML table, or None for what every policy implies."""
         return None if self.table is None else self.key or self.id
-
-
-# --- Cedar fragments -------------------------------------------------------------------------------------------------
-
-
-def quoted(text: str) -> str:
-    """`text` as a Cedar string. Every string of a policy is printable, so JSON's escapes and Cedar's are the same."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def entity(kind: str, name: str) -> str:
-    """A Cedar entity of Ringfence's schema."""
-    return f"Ringfence::{kind}::{quoted(name)}"
-
-
-def _entities(kind: str, names: Iterable[str]) -> str:
-    return "[" + ", ".join(entity(kind, name) for name in names) + "]"
-
-
-def _strings(names: Iterable[str]) -> str:
-    return "[" + ", ".join(quoted(name) for name in names) + "]"
-
-
-def _instant(moment: datetime) -> str:
-    return f"datetime({quoted(rfc3339(moment))})"
 
 
 # --- sentences with more than one form --------------------------------------------------------------------------------
@@ -112,20 +91,6 @@ def _code_sentence(policy: UsagePolicy) -> str:
         return "Only models built into Ringfence may be trained; no outside code runs on this data."
     also = " or models built into Ringfence" if BUILT_IN in policy.code else ""
     return f"Only model code with {counted(digests, 'approved digest')}{also} may run on this data."
-
-
-def _retention_sentence(policy: UsagePolicy) -> str:
-    if policy.retention_days == 0:
-        return "Updates from this data must be deleted as soon as the round is over."
-    return f"Updates from this data must be deleted within {counted(policy.retention_days, 'day')}."
-
-
-def _holders_sentence(policy: UsagePolicy) -> str:
-    if policy.min_holders == 1:
-        return "This data may be used alone, without other data holders."
-    return (
-        f"At least {counted(policy.min_holders, 'data holder')} must take part in a round together, this one included."
-    )
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -153,7 +118,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="who",
         table="people",
         odrl="rf:coordinator isAnyOf",
-        cedar=lambda policy: f"{_entities('Organisation', policy.permitted_coordinators)}.contains(principal)",
+        cedar=lambda policy: f"{entities('Organisation', policy.permitted_coordinators)}.contains(principal)",
         sentence=lambda policy: f"Only {listed(policy.permitted_coordinators, joined_by='or')} may use this data.",
         limit=lambda policy: listed(policy.permitted_coordinators, joined_by="or"),
         actual=lambda request: request.coordinator,
@@ -163,7 +128,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="people",
         odrl="prohibition: rf:coordinator isAnyOf",
         cedar=lambda policy: (
-            f"!({_entities('Organisation', policy.prohibited)}.contains(principal))" if policy.prohibited else None
+            f"!({entities('Organisation', policy.prohibited)}.contains(principal))" if policy.prohibited else None
         ),
         sentence=lambda policy: (
             f"{listed(policy.prohibited)} may never use this data."
@@ -179,7 +144,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="purposes",
         table="projects",
         odrl="purpose isAnyOf",
-        cedar=lambda policy: f"context.purpose in {_entities('Purpose', policy.purposes)}",
+        cedar=lambda policy: f"context.purpose in {entities('Purpose', policy.purposes)}",
         sentence=lambda policy: f"This data may be used only for {labels(policy.purposes)}.",
         limit=lambda policy: labels(policy.purposes),
         actual=lambda request: label(request.purpose),
@@ -189,7 +154,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="prohibition: purpose isAnyOf",
         cedar=lambda policy: (
-            f"!(context.purpose in {_entities('Purpose', policy.not_purposes)})" if policy.not_purposes else None
+            f"!(context.purpose in {entities('Purpose', policy.not_purposes)})" if policy.not_purposes else None
         ),
         sentence=lambda policy: (
             f"This data may never be used for {labels(policy.not_purposes)}."
@@ -203,7 +168,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="tasks",
         table="projects",
         odrl="rf:task isAnyOf",
-        cedar=lambda policy: None if policy.tasks == EVERYTHING else f"{_strings(policy.tasks)}.contains(context.task)",
+        cedar=lambda policy: None if policy.tasks == EVERYTHING else f"{strings(policy.tasks)}.contains(context.task)",
         sentence=lambda policy: (
             "Any task may be learned from this data."
             if policy.tasks == EVERYTHING
@@ -216,7 +181,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="plans",
         table="projects",
         odrl="rf:plan isAnyOf",
-        cedar=lambda policy: f"{_strings(policy.plans)}.contains(context.plan)" if policy.plans else None,
+        cedar=lambda policy: f"{strings(policy.plans)}.contains(context.plan)" if policy.plans else None,
         sentence=lambda policy: (
             f"Only {counted(len(policy.plans), 'training plan')} approved by digest may run."
             if policy.plans
@@ -229,7 +194,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="code",
         table="projects",
         odrl="rf:code isAnyOf",
-        cedar=lambda policy: f"{_strings(policy.code)}.contains(context.code)",
+        cedar=lambda policy: f"{strings(policy.code)}.contains(context.code)",
         sentence=_code_sentence,
         limit=lambda policy: listed(policy.code, joined_by="or"),
         actual=lambda request: request.code_digest or BUILT_IN,
@@ -239,7 +204,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="dateTime gteq",
         actions=USES,
-        cedar=lambda policy: f"context.now >= {_instant(policy.not_before)}",
+        cedar=lambda policy: f"context.now >= {instant(policy.not_before)}",
         sentence=lambda policy: f"This data may be used from {day_text(policy.not_before)}.",
         limit=lambda policy: f"from {day_text(policy.not_before)}",
         actual=lambda request: day_text(request.now),
@@ -249,7 +214,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="dateTime lt",
         actions=USES,
-        cedar=lambda policy: f"context.now < {_instant(policy.not_after)}",
+        cedar=lambda policy: f"context.now < {instant(policy.not_after)}",
         sentence=lambda policy: f"This data may be used until {day_text(policy.not_after)}, and no longer.",
         limit=lambda policy: f"before {day_text(policy.not_after)}",
         actual=lambda request: day_text(request.now),
@@ -269,7 +234,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="settings",
         odrl="spatial isAnyOf",
         actions=USES,
-        cedar=lambda policy: f"{_strings(policy.regions)}.contains(context.region)",
+        cedar=lambda policy: f"{strings(policy.regions)}.contains(context.region)",
         sentence=lambda policy: f"This data may be computed on only in {listed(policy.regions, joined_by='or')}.",
         limit=lambda policy: listed(policy.regions, joined_by="or"),
         actual=lambda request: request.region,
@@ -280,7 +245,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:holders gteq",
         actions=USES,
         cedar=lambda policy: f"context.holders >= {policy.min_holders}",
-        sentence=_holders_sentence,
+        sentence=lambda policy: company_sentence(policy.min_holders),
         limit=lambda policy: f"at least {counted(policy.min_holders, 'data holder')}",
         actual=lambda request: counted(request.holders, "data holder"),
     ),
@@ -301,12 +266,24 @@ _ROWS: Final[tuple[Clause, ...]] = (
         actual=lambda request: _yes(request.secure_aggregation, "used", "not used"),
     ),
     Clause(
+        id="sandbox",
+        table="settings",
+        odrl="rf:sandbox eq",
+        actions=USES,
+        # The coordinator cannot see a holder's walls. What a holder says of them stands in its log, for an auditor.
+        points=AT_THE_HOLDER,
+        cedar=lambda policy: "!context.at_holder || context.sandboxed" if policy.sandbox is Sandbox.REQUIRED else None,
+        sentence=lambda policy: SANDBOX_SENTENCES[policy.sandbox],
+        limit=lambda policy: policy.sandbox.value,
+        actual=lambda request: _yes(request.sandboxed, "in a sandbox", "no sandbox"),
+    ),
+    Clause(
         id="columns",
         table="data",
         odrl="rf:column isAnyOf",
         actions=USES,
         cedar=lambda policy: (
-            None if policy.columns == EVERYTHING else f"{_strings(policy.columns)}.containsAll(context.columns)"
+            None if policy.columns == EVERYTHING else f"{strings(policy.columns)}.containsAll(context.columns)"
         ),
         sentence=lambda policy: (
             "All columns of this data may be read."
@@ -322,6 +299,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:records gteq",
         actions=USES,
         points=AT_THE_HOLDER,
+        is_secret=True,
         cedar=lambda policy: (
             f"context.records_withheld || (context has records && context.records >= {policy.min_records})"
         ),
@@ -430,7 +408,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="duty: rf:deleteUpdates within rf:afterRound lteq",
         actions=USES,
         cedar=lambda policy: f"context.retention_days <= {policy.retention_days}",
-        sentence=_retention_sentence,
+        sentence=lambda policy: retention_sentence(policy.retention_days),
         limit=lambda policy: f"at most {counted(policy.retention_days, 'day')}",
         actual=lambda request: counted(request.retention_days, "day"),
     ),
@@ -490,8 +468,18 @@ def explain(policy: UsagePolicy) -> tuple[str, ...]:
     return tuple(clause.sentence(policy) for clause in CLAUSES.values())
 
 
-def not_judged_at(point: Point, action: Action) -> tuple[str, ...]:
-    """The clauses binding `action` that `point` cannot judge, because the fact is the holder's alone."""
+def not_judged_at(point: Point, action: Action, *, records_withheld: bool = False) -> tuple[str, ...]:
+    """The clauses binding `action` that cannot be judged at `point`, because the fact is the holder's alone.
+
+    Args:
+        point: Where it is decided.
+        action: What is asked.
+        records_withheld: It is decided again later, by someone who never sees the row count.
+    """
     return tuple(
-        sorted(clause.id for clause in CLAUSES.values() if action in clause.actions and point not in clause.points)
+        sorted(
+            clause.id
+            for clause in CLAUSES.values()
+            if action in clause.actions and (point not in clause.points or (clause.is_secret and records_withheld))
+        )
     )

@@ -334,6 +334,7 @@ def _as_planned(plan: TrainingPlan, policy: UsagePolicy, request: RoundRequest) 
             epsilon_cost_micro=request.epsilon_cost_micro,
         ),
         evaluation=request.evaluation,
+        sandboxed=request.sandboxed,
         revoked=request.revoked,
         status_fresh=request.status_fresh,
     )

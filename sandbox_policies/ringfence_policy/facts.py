@@ -1,6 +1,6 @@
 """One use as a request to the gate, put together in the same way by coordinator, data holder and verifier."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ def use_request(
     cost: Cost,
     evaluation: Evaluation = Evaluation.NONE,
     records: int | None = None,
+    sandboxed: bool,
     revoked: bool,
     status_fresh: bool,
 ) -> RoundRequest:
@@ -50,6 +51,7 @@ def use_request(
         cost: What the use would add to the policy's history.
         evaluation: How the model would be measured, for an evaluation.
         records: Rows at the holder; None wherever the holder's own machine is not deciding. Secret.
+        sandboxed: Whether records are opened behind walls. The holder alone knows; others take it for granted.
         revoked: Whether the holder's status revokes the policy for this use.
         status_fresh: Whether a fresh status is at hand.
     """
@@ -65,15 +67,14 @@ def use_request(
         code_digest=terms.model.code_digest,
         region=terms.cohort.region,
         now=datetime.fromtimestamp(now_ms / 1000, UTC),
-        rounds_used=cost.rounds_used,
-        epsilon_after_micro=cost.epsilon_after_micro,
-        epsilon_cost_micro=cost.epsilon_cost_micro,
+        **asdict(cost),
         delta_pico=policy.delta_pico,
         unit=plan.unit,
         names_subjects=plan.dataset_schema.subject is not None,
         records=records,
         holders=cohort_size,
         secure_aggregation=terms.cohort.secure_aggregation,
+        sandboxed=sandboxed,
         columns=frozenset(plan.dataset_schema.column_names()),
         retention_days=terms.release.retention_days,
         release_to=terms.release.to,

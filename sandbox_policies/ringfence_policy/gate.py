@@ -36,8 +36,8 @@ class PolicyGate:
     def decide(self, request: RoundRequest, *, point: Point) -> Decision:
         """Decide whether `request` may use the holder's data, as seen from `point`.
 
-        At the coordinator the row count is not judged (the decision says so). At the holder it must be there: a
-        request without it is denied.
+        At the coordinator the row count and the sandbox are not judged (the decision says so). At the holder they are,
+        and a request without a row count is denied.
         """
         return self._decide(request, point=point, records_withheld=point is Point.COORDINATOR)
 
@@ -71,9 +71,6 @@ class PolicyGate:
         reasons = [self._reason(name, request) for name in failed if name in CLAUSES]
         if not permitted and (errors or not agrees or not reasons):
             reasons.append(FailedClause(ENGINE, OUTSIDE_THE_POLICY[ENGINE], "no error, no disagreement"))
-        not_judged = set(not_judged_at(point, request.action))
-        if records_withheld:
-            not_judged |= set(not_judged_at(Point.COORDINATOR, request.action))
         return Decision(
             effect=Effect.PERMIT if permitted else Effect.DENY,
             point=point,
@@ -84,7 +81,7 @@ class PolicyGate:
             inputs_digest=request.digest(),
             engine=self._engine.description if self._engine else _NO_ENGINE,
             reference_agrees=agrees,
-            not_judged=tuple(sorted(not_judged)),
+            not_judged=not_judged_at(point, request.action, records_withheld=records_withheld),
             obligations=self._obligations if permitted else (),
         )
 
@@ -94,10 +91,7 @@ class PolicyGate:
         engine = self._engine
         if engine is None:
             return None
-        under_way = point is Point.BEFORE_UPLOAD
-        answer = _guarded(
-            lambda: engine.ask(request, records_withheld=records_withheld, round_under_way=under_way), errors, "cedar"
-        )
+        answer = _guarded(lambda: engine.ask(request, point=point, records_withheld=records_withheld), errors, "cedar")
         if answer is not None:
             errors.extend(answer.errors)
         return answer

@@ -264,6 +264,7 @@ _PERMISSION: Final[tuple[_Form, ...]] = (
     _Form("regions", "regions", "regions", *_REGIONS),
     _whole("min_holders", "min_holders", "min_holders"),
     _one("secure_aggregation", "secure_aggregation", "secure_aggregation"),
+    _Form("sandbox", "sandbox", "sandbox", lambda word: word.value, _word, is_required=False),
     _set("columns", "columns", "columns"),
     _whole("min_records", "min_records", "min_records"),
     _one("rehearsal", "rehearsal", "rehearsal"),

@@ -35,6 +35,7 @@ from ringfence_policy.vocabulary import (
     Rehearsal,
     ReleaseTier,
     ReleaseTo,
+    Sandbox,
     SecureAggregation,
     SubjectRecords,
     Unit,
@@ -45,7 +46,10 @@ FORMAT_VERSION: Final = 1
 EVERYTHING: Final = ("*",)
 BUILT_IN: Final = "built-in"
 # Left out of the signed document: policies that were signed before there was a choice say the same, by the same digest.
-UNSAID: Final[Mapping[str, StrEnum]] = {"subject_records": SubjectRecords.TOGETHER}
+UNSAID: Final[Mapping[str, StrEnum]] = {
+    "sandbox": Sandbox.REQUIRED,
+    "subject_records": SubjectRecords.TOGETHER,
+}
 
 
 def _known_purpose(value: str) -> str:
@@ -153,6 +157,7 @@ class Settings(StrictDocument):
     regions: Annotated[SetOf[Region], Some]
     min_holders: Annotated[int, Field(ge=1, le=10**4)]
     secure_aggregation: Choice[SecureAggregation]
+    sandbox: Choice[Sandbox] = Sandbox.REQUIRED
 
 
 class Data(StrictDocument):

@@ -3,7 +3,8 @@
 from datetime import datetime
 from enum import StrEnum
 
-from ringfence_policy.clauses import CLAUSES, quoted
+from ringfence_policy.cedar_text import quoted
+from ringfence_policy.clauses import CLAUSES
 from ringfence_policy.policy import EVERYTHING, UsagePolicy, rfc3339, toml_keys
 from ringfence_policy.wording import delta_text, epsilon_text
 

@@ -150,7 +150,8 @@ class _Plan:
 
 
 def _decide(gate: PolicyGate, request: RoundRequest) -> Decision:
-    return gate.decide(request, point=Point.COORDINATOR).for_outsiders()
+    # As the holder will decide it, but for the row count, which nobody else sees.
+    return gate.redecide(request, point=Point.BEFORE_TRAINING).for_outsiders()
 
 
 def _preview_one(case: PreviewCase, *, cohort_size: int) -> HolderPreview:
@@ -321,7 +322,7 @@ def _release_tier(policy: UsagePolicy, _: RoundRequest) -> _Fix:
 
 
 # Clauses that only the data officer can answer have no entry: policy, dataset, never with nobody else permitted, plans,
-# not_after, min_records, revoked, status, engine.
+# not_after, min_records, sandbox, revoked, status, engine.
 _FIXES: Final[Mapping[str, Callable[[UsagePolicy, RoundRequest], _Fix | None]]] = {
     "who": _who,
     "never": _who,

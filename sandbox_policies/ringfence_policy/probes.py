@@ -22,6 +22,7 @@ from ringfence_policy.vocabulary import (
     OnRevoke,
     Rehearsal,
     ReleaseTo,
+    Sandbox,
     SecureAggregation,
     SubjectRecords,
     Unit,
@@ -75,6 +76,8 @@ def _probes_of(policy: UsagePolicy, action: Action) -> Iterator[Probe]:
     for clauses, changed in _beyond(policy):
         failed = tuple(sorted(clause for clause in clauses if clause in _ALWAYS or clause in _BINDS[action]))
         yield Probe(f"{action}: beyond {' and '.join(clauses)}", RoundRequest(**(facts | changed)), point, failed)
+    unseen = RoundRequest(**(facts | {"records": None, "sandboxed": False}))
+    yield Probe(f"{action}: as seen from outside", unseen, Point.COORDINATOR, ())
     revoked = RoundRequest(**(facts | {"revoked": True}))
     stops = () if action is Action.RELEASE else ("revoked",)
     finishes = () if policy.on_revoke is OnRevoke.FINISH_ROUND else stops
@@ -104,6 +107,7 @@ def _on_every_limit(policy: UsagePolicy, action: Action) -> dict[str, Any]:
         "records": policy.min_records,
         "holders": policy.min_holders,
         "secure_aggregation": policy.secure_aggregation is SecureAggregation.REQUIRED,
+        "sandboxed": policy.sandbox is Sandbox.REQUIRED,
         "columns": frozenset({"any column"} if policy.columns == EVERYTHING else policy.columns),
         "retention_days": policy.retention_days,
         "release_to": policy.release_to,
@@ -121,7 +125,7 @@ _ALWAYS: Final = frozenset(
 )
 _OF_USE: Final = frozenset(
     {"not_before", "not_after", "regions", "min_holders", "columns", "min_records", "unit", "epsilon", "delta"}
-    | {"per_round_epsilon", "retention_days", "subject_records"}
+    | {"per_round_epsilon", "retention_days", "subject_records", "sandbox"}
 )
 _BINDS: Final = {
     Action.TRAIN: _OF_USE | {"max_rounds", "secure_aggregation"},
@@ -206,6 +210,8 @@ def _other_words(policy: UsagePolicy) -> _Beyond:
     yield ("status",), {"status_fresh": False}
     if policy.secure_aggregation is SecureAggregation.REQUIRED:
         yield ("secure_aggregation",), {"secure_aggregation": False}
+    if policy.sandbox is Sandbox.REQUIRED:
+        yield ("sandbox",), {"sandboxed": False}
     if policy.rehearsal is Rehearsal.FORBIDDEN:
         yield ("rehearsal",), {"rehearsal": True}
     for name in ("unit", "release_tier"):

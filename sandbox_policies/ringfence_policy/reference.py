@@ -14,6 +14,7 @@ from ringfence_policy.vocabulary import (
     Evaluation,
     OnRevoke,
     Rehearsal,
+    Sandbox,
     SecureAggregation,
     SubjectRecords,
     Unit,
@@ -37,6 +38,7 @@ def failed_clauses(
     if request.action is not Action.RELEASE:
         withheld = records_withheld or point is Point.COORDINATOR
         kept |= _when_data_is_used(policy, request, records_withheld=withheld)
+        kept["sandbox"] = point is Point.COORDINATOR or request.sandboxed or policy.sandbox is Sandbox.NOT_REQUIRED
         may_finish = policy.on_revoke is OnRevoke.FINISH_ROUND and point is Point.BEFORE_UPLOAD
         kept["revoked"] = may_finish or not request.revoked
     if request.action is Action.TRAIN:

@@ -67,6 +67,8 @@ class RoundRequest(StrictDocument):
         records: Rows at the holder that would be used. Secret: None wherever the holder's own machine is not deciding.
         holders: Size of the cohort, this holder included.
         secure_aggregation: Whether updates are only opened as a sum.
+        sandboxed: Whether the records are opened behind the walls of a data sandbox. A claim wherever the holder's own
+            machine is not deciding.
         columns: Names of the columns that would be read; all of the dataset's are named, never "*".
         retention_days: How long updates are kept, in days.
         release_to: Who will see the result.
@@ -96,6 +98,7 @@ class RoundRequest(StrictDocument):
     records: Count | None = None
     holders: Count
     secure_aggregation: bool
+    sandboxed: bool
     columns: Annotated[frozenset[Text], Field(min_length=1, max_length=1000)]
     retention_days: Count
     release_to: Choice[ReleaseTo]

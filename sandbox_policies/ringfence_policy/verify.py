@@ -7,8 +7,8 @@ is the short form that stands in every report.
 Cannot be proved by any bundle, and is not claimed:
 
 * That a holder's machine did what its log says: that the noise was drawn, the rows were clipped, the count of records
-  was true, or that no use was left out of the log and sent some other way. Logs bind their writers to one story; they
-  do not look inside the machine.
+  was true, the walls around them stood, or that no use was left out of the log and sent some other way. Logs bind their
+  writers to one story; they do not look inside the machine.
 * That the aggregate was computed from the committed updates, or the released model from the rounds it names. Updates
   are not in the bundle (they are private); their digests are.
 * That a coordinator and a holder who act together did not both re-write their logs before anyone else saw a checkpoint.
@@ -36,7 +36,7 @@ from ringfence_policy.verification import Check, Findings, Verification, attempt
 __all__ = ["UNPROVEN", "Check", "Roots", "Verification", "read_roots", "roots_document", "verify_bundle"]
 
 UNPROVEN: Final = (
-    "that a holder's machine did what its log says (noise drawn, rows clipped, records counted, no use left out)",
+    "that a holder's machine did what its log says (noise drawn, rows clipped and counted, walls up, no use left out)",
     "that the aggregate and the released model were computed from the committed updates",
     "that a coordinator and a holder acting together did not re-write their logs before anyone else saw a checkpoint",
     "that the accuracy and AUC in the summary and the report are what the holders measured",

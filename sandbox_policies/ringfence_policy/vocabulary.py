@@ -80,6 +80,13 @@ class ReleaseTier(StrEnum):
     HIGH = "high"
 
 
+class Sandbox(StrEnum):
+    """Whether records may only be opened behind the walls of a data sandbox."""
+
+    REQUIRED = "required"
+    NOT_REQUIRED = "not-required"
+
+
 class SecureAggregation(StrEnum):
     """Whether updates may only be opened as a sum over the cohort."""
 

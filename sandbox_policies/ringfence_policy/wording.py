@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from ringfence_policy.vocabulary import PURPOSES, Evaluation, OnRevoke, ReleaseTo, SubjectRecords, Unit
+from ringfence_policy.vocabulary import PURPOSES, Evaluation, OnRevoke, ReleaseTo, Sandbox, SubjectRecords, Unit
 
 UNIT_WORDS: Final[Mapping[Unit, str]] = {
     Unit.RECORD: "every single record",
@@ -18,6 +18,10 @@ SUBJECT_SENTENCES: Final[Mapping[SubjectRecords, str]] = {
         "Records may be protected one by one even where the data says which are about one person; "
         "a person with several records is then protected less."
     ),
+}
+SANDBOX_SENTENCES: Final[Mapping[Sandbox, str]] = {
+    Sandbox.REQUIRED: "Records may be opened only inside a data sandbox: no network, no other files.",
+    Sandbox.NOT_REQUIRED: "Records may be opened without a data sandbox, as in a simulation.",
 }
 EVALUATION_SENTENCES: Final[Mapping[Evaluation, str]] = {
     Evaluation.NONE: "No model may be measured on this data.",
@@ -49,6 +53,20 @@ def listed(names: Iterable[str], *, joined_by: str = "and") -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 round`, `12 rounds`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def retention_sentence(days: int) -> str:
+    """How long updates may be kept."""
+    if days == 0:
+        return "Updates from this data must be deleted as soon as the round is over."
+    return f"Updates from this data must be deleted within {counted(days, 'day')}."
+
+
+def company_sentence(holders: int) -> str:
+    """In how many data holders' company the data may be used."""
+    if holders == 1:
+        return "This data may be used alone, without other data holders."
+    return f"At least {counted(holders, 'data holder')} must take part in a round together, this one included."
 
 
 def epsilon_text(micro: int) -> str:

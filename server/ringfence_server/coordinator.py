@@ -208,6 +208,7 @@ class Coordinator:
                 epsilon_cost_micro=standing.epsilon_cost_micro if training else 0,
             ),
             evaluation=standing.evaluation,
+            sandboxed=True,  # the holder alone knows, and judges it
             revoked=view.is_revoked,
             status_fresh=True,
         )

@@ -21,8 +21,14 @@ from ringfence_server.scenario import Scenario
 _NOBODY = PlanHolder(weight=1, root_thumbprint="", root={})
 
 
-def forecast(scenario: Scenario, plan: PlanFile) -> list[HolderPreview]:
+def forecast(scenario: Scenario, plan: PlanFile, *, sandboxed: bool = False) -> list[HolderPreview]:
     """Ask every holder's policy about a plan, with its ledger as it stands. Uses no data and records nothing.
+
+    Args:
+        scenario: The holders and their policies.
+        plan: The plan.
+        sandboxed: Whether the holders open their records in data sandboxes. Those of a scenario are simulated in the
+            run's own process and have none.
 
     Raises:
         DocumentInvalid: The plan and the schema do not fit each other.
@@ -31,7 +37,7 @@ def forecast(scenario: Scenario, plan: PlanFile) -> list[HolderPreview]:
     beyond: dict[str, HolderPreview] = {}
     for holder_id in scenario.holders:
         try:
-            cases.append(_case(scenario, plan, holder_id))
+            cases.append(_case(scenario, plan, holder_id, sandboxed=sandboxed))
         except Unaccountable as error:  # its ledger cannot take this plan; that is no reason to stop the others
             beyond[holder_id] = _unaccountable(holder_id, error)
     found = {one.holder_id: one for one in preview(cases)} | beyond
@@ -67,7 +73,7 @@ def _unaccountable(holder_id: str, error: Unaccountable) -> HolderPreview:
     )
 
 
-def _case(scenario: Scenario, plan: PlanFile, holder_id: str) -> PreviewCase:
+def _case(scenario: Scenario, plan: PlanFile, holder_id: str, *, sandboxed: bool) -> PreviewCase:
     policy = scenario.policies[holder_id]
     profile = scenario.holders[holder_id]
     by_policy, by_dataset = _spent(scenario.holder_directory(holder_id) / "state" / "ledger.db", policy.policy_id,
@@ -98,6 +104,7 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str) -> PreviewCase:
             cohort_size=cohort_size,
             cost=cost,
             evaluation=evaluation,
+            sandboxed=sandboxed,
             revoked=False,
             status_fresh=True,
         )

@@ -44,3 +44,11 @@ def test_a_holder_whose_policy_names_somebody_else_is_left_out_too(tiny_scenario
     run.close()
     assert lines["left_out"] == ["elm"]
     assert "elm" not in lines["local"]["per_holder"]
+
+
+def test_a_holder_that_requires_a_sandbox_is_left_out_too(tiny_scenario):
+    run = TinyRun(tiny_scenario(policies={"elm": {"settings.sandbox": None}}))
+    lines = compare(run.file.holder_directories, run.plan, measured_on=run.node_ids)
+    run.close()
+    assert lines["left_out"] == ["elm"]
+    assert "elm" not in lines["pooled"]["per_holder"]

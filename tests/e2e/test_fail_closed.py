@@ -4,10 +4,15 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from refusal_facts import BEFORE_TRAINING, assert_nothing_left, offer_of, refusals
+from refusal_facts import BEFORE_TRAINING, BEFORE_UPLOAD, assert_nothing_left, offer_of, refusals
 from tiny_run import clauses_of
 
+from ringfence_client import clientapp
+from ringfence_client.holder_records import HolderRecords
+from ringfence_client.open_workroom import OpenWorkroom
 from ringfence_policy.errors import RunRefused
+from ringfence_server.forecast import forecast
+from ringfence_server.scenario import load_scenario
 
 # --- the engine, the ledger, the data -------------------------------------------------------------------------------
 
@@ -97,3 +102,63 @@ def test_data_that_does_not_fit_is_refused_and_none_of_its_values_is_said_anywhe
     for path in (path for place in places for path in place.rglob("*") if path.is_file()):
         assert b"QX7" not in path.read_bytes(), path
     assert all("QX7" not in (reply.error.reason or "") for reply in run.replies if reply.has_error())
+
+
+# --- the walls ------------------------------------------------------------------------------------------------------
+
+
+def test_a_holder_without_walls_refuses_and_opens_no_record(tiny_run, monkeypatch):
+    """Unless its policy says in so many words that no sandbox is required; a simulated holder has none."""
+    opened = []
+    load = HolderRecords.whole
+
+    def noted(records, plan):
+        opened.append(records._directory.name)
+        return load(records, plan)
+
+    monkeypatch.setattr(HolderRecords, "whole", noted)
+    run = tiny_run(policies={"elm": {"settings.sandbox": None}})
+    (outcome,) = run.train(rounds=1)
+    assert refusals(outcome) == {"elm": (BEFORE_TRAINING, ("sandbox",))}
+    assert (outcome.cohort, outcome.committed) == (["alder", "birch"], True)
+    assert "elm" not in opened
+    assert set(opened) == {"alder", "birch"}
+    assert {clauses for _, _, clauses in run.denials("elm")} == {("sandbox",)}
+    assert run.log_of("elm", "dataset-version") == []
+    assert_nothing_left(run, "elm")
+
+
+def test_walls_that_fall_during_a_run_stop_the_use_before_anything_is_reserved(tiny_run, monkeypatch):
+    monkeypatch.setattr(OpenWorkroom, "sandboxed", True)
+    run = tiny_run(policies={"elm": {"settings.sandbox": "required"}})
+    run.propose()
+    monkeypatch.setattr(OpenWorkroom, "sandboxed", False)
+    assert clauses_of(run.request("elm")) == ("sandbox",)
+    assert_nothing_left(run, "elm")
+    assert run.node("elm").ledger.holds(run.file.run_id) == []
+    assert run.denials("elm") == [(1, BEFORE_TRAINING, ("sandbox",))]
+
+
+def test_walls_that_fall_while_a_round_trains_stop_its_update(tiny_run, monkeypatch):
+    monkeypatch.setattr(OpenWorkroom, "sandboxed", True)
+    run = tiny_run(policies={"elm": {"settings.sandbox": "required"}})
+    run.propose()
+    train = clientapp.use_together
+
+    def then_without_walls(uses):
+        results = train(uses)
+        monkeypatch.setattr(OpenWorkroom, "sandboxed", False)
+        return results
+
+    monkeypatch.setattr(clientapp, "use_together", then_without_walls)
+    assert clauses_of(run.request("elm")) == ("sandbox",)
+    assert_nothing_left(run, "elm")
+    assert run.denials("elm") == [(1, BEFORE_UPLOAD, ("sandbox",))]
+
+
+def test_a_preview_names_who_would_refuse_for_want_of_walls(tiny_scenario):
+    scenario = load_scenario(tiny_scenario(policies={"elm": {"settings.sandbox": None}}).directory)
+    alder, birch, elm = forecast(scenario, scenario.plan)
+    assert (alder.permitted, birch.permitted, elm.permitted) == (True, True, False)
+    assert (elm.obstacles, elm.change) == (("sandbox",), None)
+    assert all(one.permitted for one in forecast(scenario, scenario.plan, sandboxed=True))

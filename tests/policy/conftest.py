@@ -13,6 +13,7 @@ from ringfence_policy.vocabulary import (
     Rehearsal,
     ReleaseTier,
     ReleaseTo,
+    Sandbox,
     SecureAggregation,
     SubjectRecords,
     Unit,
@@ -44,6 +45,7 @@ max_rounds = 12
 regions = ["EU", "CH"]
 min_holders = 2
 secure_aggregation = "required"
+sandbox = "required"
 
 [data]
 columns = ["age", "blood pressure"]
@@ -109,6 +111,7 @@ _FACTS = {
     "records": 303,
     "holders": 4,
     "secure_aggregation": True,
+    "sandboxed": True,
     "columns": frozenset({"age"}),
     "retention_days": 7,
     "release_to": "participants",
@@ -169,6 +172,7 @@ class RandomUses:
                 "min_records": self.random.choice([1, 50, 10**9]),
                 "min_holders": self.random.choice([1, 3, 10**4]),
                 "secure_aggregation": self.pick(SecureAggregation),
+                "sandbox": self.pick(Sandbox),
                 "regions": self.some(_REGIONS),
                 "columns": ("*",) if self.random.random() < 0.3 else self.some(_COLUMNS),
                 "retention_days": self.random.choice([0, 30, 36500]),
@@ -213,6 +217,7 @@ class RandomUses:
             "records": policy.min_records,
             "holders": policy.min_holders,
             "secure_aggregation": policy.secure_aggregation is SecureAggregation.REQUIRED,
+            "sandboxed": policy.sandbox is Sandbox.REQUIRED,
             "columns": frozenset(self.some(columns)),
             "retention_days": policy.retention_days,
             "release_to": policy.release_to,
@@ -247,6 +252,7 @@ class RandomUses:
         "records": lambda self, policy: self.pick([None, self._near(policy.min_records)]),
         "holders": lambda self, policy: self._near(policy.min_holders),
         "secure_aggregation": lambda self, _: self.pick([True, False]),
+        "sandboxed": lambda self, _: self.pick([True, False]),
         "columns": lambda self, _: frozenset(self.some(_COLUMNS)),
         "retention_days": lambda self, policy: self._near(policy.retention_days),
         "release_to": lambda self, _: self.pick(ReleaseTo),

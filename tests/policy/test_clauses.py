@@ -7,7 +7,7 @@ from ringfence_policy import reference
 from ringfence_policy.clauses import CLAUSES, explain, not_judged_at
 from ringfence_policy.decision import OUTSIDE_THE_POLICY, Point
 from ringfence_policy.policy import toml_keys
-from ringfence_policy.vocabulary import Action, Evaluation, OnRevoke, ReleaseTo, SubjectRecords, Unit
+from ringfence_policy.vocabulary import Action, Evaluation, OnRevoke, ReleaseTo, Sandbox, SubjectRecords, Unit
 from ringfence_policy.wording import counted, delta_text, epsilon_text, listed
 
 DOCS = Path(__file__).parents[2] / "docs" / "policy.md"
@@ -66,10 +66,11 @@ def test_sentences_say_amounts_as_a_reader_knows_them(make_policy):
     assert "At most 1 round may use this data." in explain(make_policy(max_rounds=1))
 
 
-@pytest.mark.parametrize("kind", [Unit, SubjectRecords, Evaluation, ReleaseTo, OnRevoke])
+@pytest.mark.parametrize("kind", [Unit, Sandbox, SubjectRecords, Evaluation, ReleaseTo, OnRevoke])
 def test_every_word_of_the_vocabulary_has_its_own_sentence(make_policy, kind):
     attribute = {
         Unit: "unit",
+        Sandbox: "sandbox",
         SubjectRecords: "subject_records",
         Evaluation: "evaluation",
         ReleaseTo: "release_to",
@@ -79,11 +80,17 @@ def test_every_word_of_the_vocabulary_has_its_own_sentence(make_policy, kind):
     assert len(sentences) == len(kind)
 
 
-def test_only_the_row_count_is_beyond_the_coordinators_sight():
-    assert not_judged_at(Point.COORDINATOR, Action.TRAIN) == ("min_records",)
-    assert not_judged_at(Point.COORDINATOR, Action.EVALUATE) == ("min_records",)
+def test_only_the_row_count_and_the_walls_are_beyond_the_coordinators_sight():
+    assert not_judged_at(Point.COORDINATOR, Action.TRAIN) == ("min_records", "sandbox")
+    assert not_judged_at(Point.COORDINATOR, Action.EVALUATE) == ("min_records", "sandbox")
     assert not_judged_at(Point.COORDINATOR, Action.RELEASE) == ()
     assert not_judged_at(Point.BEFORE_TRAINING, Action.TRAIN) == ()
+
+
+def test_only_the_row_count_is_beyond_an_auditors_sight():
+    assert not_judged_at(Point.BEFORE_TRAINING, Action.TRAIN, records_withheld=True) == ("min_records",)
+    assert not_judged_at(Point.BEFORE_UPLOAD, Action.EVALUATE, records_withheld=True) == ("min_records",)
+    assert not_judged_at(Point.RELEASE, Action.RELEASE, records_withheld=True) == ()
 
 
 def test_reference_evaluator_does_not_read_the_clause_table():

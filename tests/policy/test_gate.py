@@ -15,7 +15,7 @@ from ringfence_policy.errors import Fault
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.probes import examine, probes
 from ringfence_policy.reference import failed_clauses
-from ringfence_policy.vocabulary import Action, OnRevoke, SubjectRecords, Unit
+from ringfence_policy.vocabulary import Action, OnRevoke, Sandbox, SubjectRecords, Unit
 
 HOLDER_POINTS = (Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD)
 
@@ -102,6 +102,34 @@ def test_persons_whom_the_data_names_are_protected_whole_unless_the_policy_says_
     assert of_records.decide(make_request(action="release", **facts), point=Point.RELEASE).permitted
 
 
+@pytest.mark.parametrize(
+    ("word", "sandboxed", "refused"),
+    [
+        (Sandbox.REQUIRED, True, ()),
+        (Sandbox.REQUIRED, False, ("sandbox",)),
+        (Sandbox.NOT_REQUIRED, True, ()),
+        (Sandbox.NOT_REQUIRED, False, ()),
+    ],
+)
+def test_records_are_opened_behind_walls_unless_the_policy_says_otherwise_in_so_many_words(
+    make_policy, make_request, word, sandboxed, refused
+):
+    subject = PolicyGate(make_policy(sandbox=word))
+    for action in ("train", "evaluate"):
+        request = make_request(action=action, sandboxed=sandboxed)
+        for point in HOLDER_POINTS:
+            assert subject.decide(request, point=point).clauses == refused
+        assert subject.decide(request, point=Point.COORDINATOR).permitted
+    assert subject.decide(make_request(action="release", sandboxed=sandboxed), point=Point.RELEASE).permitted
+
+
+def test_a_holder_without_walls_is_told_so(make_policy, make_request):
+    decision = PolicyGate(make_policy()).decide(make_request(sandboxed=False), point=Point.BEFORE_TRAINING)
+    (failed,) = decision.failed
+    assert failed.meaning == "Records may be opened only inside a data sandbox: no network, no other files."
+    assert (failed.limit, failed.actual) == ("required", "no sandbox")
+
+
 # --- the compiled policy is changed behind the gate's back -----------------------------------------------------------
 
 SWAPS = (
@@ -110,6 +138,7 @@ SWAPS = (
     ("context.epsilon_after_micro", "context.epsilon_cost_micro"), ("not_purposes", "purposes"),
     ("context.now", 'datetime("2026-06-01T00:00:00.000Z")'), ("context.revoked", "context.rehearsal"),
     ("context.round_under_way", "context.status_fresh"), ("context.holders", "context.rounds_used"),
+    ("context.sandboxed", "context.secure_aggregation"), ("context.at_holder", "context.records_withheld"),
 )  # fmt: skip
 
 
@@ -278,12 +307,14 @@ def test_error_details_stay_with_the_holder(make_policy, make_request):
 # --- points and actions ----------------------------------------------------------------------------------------------
 
 
-def test_coordinator_says_that_it_cannot_judge_the_row_count(make_policy, make_request):
+def test_coordinator_says_that_it_cannot_judge_the_row_count_and_the_walls(make_policy, make_request):
     subject = PolicyGate(make_policy())
     for records in (None, 1, 10**6):
-        decision = subject.decide(make_request(records=records), point=Point.COORDINATOR)
-        assert decision.permitted
-        assert decision.not_judged == ("min_records",)
+        for sandboxed in (True, False):
+            request = make_request(records=records, sandboxed=sandboxed)
+            decision = subject.decide(request, point=Point.COORDINATOR)
+            assert decision.permitted
+            assert decision.not_judged == ("min_records", "sandbox")
 
 
 @pytest.mark.parametrize("point", HOLDER_POINTS)
@@ -300,6 +331,14 @@ def test_auditor_decides_again_from_public_facts(make_policy, make_request):
     assert decision.permitted
     assert decision.not_judged == ("min_records",)
     assert decision.inputs_digest == subject.decide(request, point=Point.BEFORE_TRAINING).inputs_digest
+
+
+def test_auditor_judges_what_a_holder_said_of_its_walls(make_policy, make_request):
+    request = make_request(sandboxed=False)
+    again = type(request).from_public_facts(request.public_facts())
+    decision = PolicyGate(make_policy()).redecide(again, point=Point.BEFORE_TRAINING)
+    assert decision.clauses == ("sandbox",)
+    assert decision.not_judged == ("min_records",)
 
 
 @pytest.mark.parametrize(

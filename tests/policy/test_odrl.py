@@ -22,6 +22,20 @@ def test_offer_and_agreement_read_back_to_the_same_policy(random_uses):
         assert load_odrl(json.dumps(agreement)) == policy
 
 
+def test_an_exchanged_policy_says_whether_a_sandbox_is_required_and_requires_one_where_it_does_not(make_policy):
+    required, free = make_policy(), make_policy(sandbox="not-required")
+    for policy in (required, free):
+        document = export_odrl(policy)
+        assert _named(document, "rf:sandbox")["rightOperand"] == policy.sandbox.value
+        assert import_odrl(document) == policy
+        _constraints(document).remove(_named(document, "rf:sandbox"))
+        assert import_odrl(document) == required
+    document = export_odrl(free)
+    _named(document, "rf:sandbox")["rightOperand"] = "somewhat"
+    with pytest.raises(DocumentInvalid):
+        import_odrl(document)
+
+
 def test_order_of_constraints_does_not_matter(make_policy):
     document = export_odrl(make_policy())
     document["permission"][0]["constraint"].reverse()

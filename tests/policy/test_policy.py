@@ -9,7 +9,7 @@ from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.policy import UsagePolicy, parse_policy, read_policy, toml_keys
 from ringfence_policy.policy_text import to_toml
-from ringfence_policy.vocabulary import ORDERED, PURPOSES, SubjectRecords, Unit, ancestors, rank
+from ringfence_policy.vocabulary import ORDERED, PURPOSES, Sandbox, SubjectRecords, Unit, ancestors, rank
 
 
 def fault(text):
@@ -43,7 +43,18 @@ def test_what_a_policy_leaves_out_about_subjects_is_read_as_the_stricter_word(po
     assert apart.to_document()["privacy"]["subject_records"] == "apart"
 
 
-OPTIONAL = {"never", "not_purposes", "plans", "code", "subject_records", "per_round_epsilon"}
+def test_a_policy_that_says_nothing_of_a_sandbox_requires_one(policy_toml):
+    line = 'sandbox = "required"\n'
+    silent = parse_policy(policy_toml.replace(line, ""))
+    assert silent.sandbox is Sandbox.REQUIRED
+    assert silent.digest == parse_policy(policy_toml).digest
+    assert "sandbox" not in silent.to_document()["settings"]  # as signed before it was a key
+    without = parse_policy(policy_toml.replace(line, 'sandbox = "not-required"\n'))
+    assert without.to_document()["settings"]["sandbox"] == "not-required"
+    assert without.digest != silent.digest
+
+
+OPTIONAL = {"never", "not_purposes", "plans", "code", "sandbox", "subject_records", "per_round_epsilon"}
 
 
 def test_every_clause_that_is_left_out_is_missed_unless_it_may_be(policy_toml, policy_keys):

@@ -132,6 +132,7 @@ def test_budget_too_small_for_one_use_asks_for_cheaper_uses(make_case):
     [
         ({"revoked": True}, {}, {}, "revoked"),
         ({"status_fresh": False}, {}, {}, "status"),
+        ({"sandboxed": False}, {}, {}, "sandbox"),
         ({"plan_digest": "sha256:" + "9" * 64}, {}, {}, "plans"),
         ({"dataset_id": "another-dataset"}, {}, {}, "dataset"),
         ({}, {"max_rounds": 5}, {"used": 5}, "max_rounds"),
@@ -199,7 +200,7 @@ def test_preview_says_what_the_gate_says_whatever_policy_and_plan(random_uses):
         policy = uses.policy()
         gate, request = PolicyGate(policy), uses.request(policy)
         case = PreviewCase(holder_id="h", gate=gate, rounds=1, request_for=lambda *_, request=request: request)
-        result, decision = only(case), gate.decide(request, point=Point.COORDINATOR)
+        result, decision = only(case), gate.redecide(request, point=Point.BEFORE_TRAINING)
         assert result.permitted is decision.permitted
         assert tuple(one.clause for one in result.failed) == decision.clauses
         assert bool(result.changes) + bool(result.obstacles) == (not result.permitted)

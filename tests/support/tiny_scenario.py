@@ -50,6 +50,7 @@ POLICY: Changes = {
     "settings.regions": ["CH"],
     "settings.min_holders": 1,
     "settings.secure_aggregation": "not-required",
+    "settings.sandbox": "not-required",
     "data.columns": "*",
     "data.min_records": 20,
     "data.rehearsal": "allowed",

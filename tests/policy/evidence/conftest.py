@@ -132,6 +132,7 @@ class Holder(Party):
         return use_request(
             self.world.plan, self.policy, action=action, now_ms=self.world.now_ms, cohort_size=cohort_size, cost=cost,
             evaluation=evaluation, records=records, status_fresh=True,
+            sandboxed=True,
             revoked=bool(self.revoked) and not self.ignores_revocation,
         )  # fmt: skip
 

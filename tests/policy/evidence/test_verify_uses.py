@@ -135,6 +135,19 @@ def test_facts_that_contradict_plan_policy_or_record_are_caught(world_of, change
     assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", words)
 
 
+@pytest.mark.parametrize("point", [Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD])
+def test_a_permit_without_a_sandbox_under_a_policy_that_requires_one_is_caught(world_of, point):
+    change = at_point(point, facts(sandboxed=False))
+    world = world_of(at_append={"alpha": told("decision", change, round=2, action="train")})
+    assert_caught(world.run().verify(), "decisions", "holder alpha, round 2", "a permit", "sandbox")
+
+
+def test_a_denial_for_want_of_walls_that_stood_is_caught(world_of):
+    deny = at_point(Point.BEFORE_TRAINING, into(Effect.DENY, "sandbox"))
+    world = world_of(at_append={"beta": told("decision", deny, round=2, action="train")})
+    assert_caught(world.run().verify(), "decisions", "holder beta, round 2", "a denial for sandbox", "does not refuse")
+
+
 def test_facts_changed_under_a_decisions_digest_are_caught(world_of):
     def change(record):
         record["inputs"]["epsilon_after_micro"] -= 1
