@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from agents import agents_of, hand_over
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.message_pb2 import Message as ProtoMessage
 
 from ringfence_client import clientapp, flower_messages, relay
@@ -24,8 +24,10 @@ from ringfence_client.agent_door import AgentDoor, default_socket
 from ringfence_client.holder_agent_pb2 import Envelope
 from ringfence_client.holder_agent_pb2_grpc import HolderAgentStub
 from ringfence_policy.errors import UsageError
-from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, FAULT_CODE, OFFER
+from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, FAULT_CODE, OFFER, SIGNATURE_KEY
+from ringfence_server.conduct import to_record
 from ringfence_server.conversation import read_refusal
+from ringfence_server.coordinator import Coordinator
 
 SEED = 11
 
@@ -205,6 +207,79 @@ def test_a_directory_that_everybody_can_write_to_is_no_place_for_a_socket(tmp_pa
     place.chmod(0o777)
     with pytest.raises(Exception, match="cannot be opened"):
         AgentDoor(place / "a.sock", inner=tmp_path / "inner", users=frozenset({os.getuid()}))
+
+
+# --- what a coordinator or somebody in its place may try over the wire ----------------------------------------------
+
+
+@pytest.fixture
+def asked(served):
+    """A run that is about to train its first round, and the messages by which it would."""
+    run, agents = served
+    run.propose()
+    deliver, held = run.deliver, []
+
+    def hold_back(messages, contexts):
+        if messages[0].metadata.message_type == "train":
+            held.extend(messages)
+            return [Message(Error(code=FAULT_CODE, reason="lost on the way"), reply_to=one) for one in messages]
+        return deliver(messages, contexts)
+
+    run.deliver = hold_back
+    run.govern().start(grid=run.grid, initial_arrays=to_record(run.initial()), num_rounds=1)
+    run.deliver = deliver
+    names = {node_id: holder for holder, node_id in run.node_ids.items()}
+    return run, agents, {names[message.metadata.dst_node_id]: message for message in held}
+
+
+def charged(node):
+    """What counts against each budget, whether its use was only sent or is known to have arrived."""
+    return [meter.committed + meter.reserved for meter in node.ledger.meters()]
+
+
+def test_a_request_that_is_replayed_is_refused_and_costs_nothing_more(asked):
+    _, agents, requests = asked
+    assert not hand_over(requests["elm"], agents.sockets["elm"]).has_error()
+    spent = charged(agents.nodes["elm"])
+    assert read_refusal(hand_over(requests["elm"], agents.sockets["elm"])).clauses == ("trust-refused",)
+    assert charged(agents.nodes["elm"]) == spent
+    assert max(spent) > 0
+
+
+def test_a_request_for_another_holders_data_is_refused_and_opens_none(asked):
+    _, agents, requests = asked
+    before = agents.nodes["elm"].ledger.meters()
+    assert read_refusal(hand_over(requests["alder"], agents.sockets["elm"])).clauses == ("trust-refused",)
+    assert agents.nodes["elm"].ledger.meters() == before
+
+
+def test_a_plan_that_was_changed_on_the_way_is_refused_whoever_signs_the_request(asked):
+    run, agents, _ = asked
+    before = agents.nodes["elm"].ledger.meters()
+    reply = run.request("elm", plan_digest="sha256:" + "0" * 64)
+    assert read_refusal(reply).clauses == ("plan",)
+    assert agents.nodes["elm"].ledger.meters() == before
+
+
+def test_another_coordinator_is_refused_although_its_messages_arrive(asked, tmp_path):
+    run, agents, requests = asked
+    rogue = Coordinator(tmp_path / "rogue", coordinator_id="tree-consortium")
+    content = requests["elm"].content
+    body = content[BODY_RECORD][BODY_KEY]
+    card = run.governor.cards[run.node_ids["elm"]]
+    content[BODY_RECORD][SIGNATURE_KEY] = rogue.sign_requests("train", [(card, body)])[0]
+    rogue.close()
+    before = agents.nodes["elm"].ledger.meters()
+    assert read_refusal(hand_over(requests["elm"], agents.sockets["elm"])).clauses == ("trust-refused",)
+    assert agents.nodes["elm"].ledger.meters() == before
+
+
+def test_whoever_is_refused_learns_no_count_and_no_path(asked):
+    run, agents, requests = asked
+    said = [hand_over(requests["alder"], agents.sockets["elm"]), hand_over(question(), agents.sockets["elm"])]
+    for reply in said:
+        assert str(run.scenario.directory) not in reply.error.reason
+        assert str(agents.nodes["elm"].workroom.facts(run.plan).records) not in reply.error.reason
 
 
 # --- the relay -------------------------------------------------------------------------------------------------------
