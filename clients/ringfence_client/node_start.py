@@ -76,7 +76,8 @@ def start(home: HolderHome, options: StartOptions) -> None:
         node = HolderNode(home, coordinator_root=invitation.root, workroom=workroom)
         opened.callback(node.close)
         events("holder-opened", {"holder": node.holder_id, "coordinator": invitation.coordinator})
-        events("trainer-started", {"pid": workroom.pid, **_walls(workroom)})
+        walls = _walls(workroom)  # starts the trainer
+        events("trainer-started", {"pid": workroom.pid, **walls})
         agent = HolderAgent(node, coordinator_root=json.dumps(invitation.root_jwk))
         opened.enter_context(serving(agent, socket=socket, users=users))
         events("serving", {"socket": str(socket)})
