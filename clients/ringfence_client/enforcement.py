@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
+from ringfence_client.deadline import unless_late
 from ringfence_client.models import build_module, write_arrays
 from ringfence_client.node import HolderNode
 from ringfence_client.outbox import StoredReply
@@ -76,6 +77,7 @@ class Prepared:
         hold_id: Its reservation; "" where nothing is reserved.
         cost: What it costs under the policy.
         trainer: What trains; None for an evaluation.
+        received: When the request came, in seconds of this machine's monotonic clock.
         stored: The reply that already left for this very use, to be sent again instead of using data anew.
     """
 
@@ -89,6 +91,7 @@ class Prepared:
     cost: Cost
     cohort_size: int
     trainer: TrainerName | None
+    received: float
     stored: StoredReply | None = None
 
 
@@ -118,6 +121,7 @@ def prepare(
     request: UseRequest,
     model: GlobalModel,
     *,
+    received: float,
     check_training: Callable[[RunTerms, TrainerName], None],
 ) -> Prepared | Decision:
     """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
@@ -126,6 +130,7 @@ def prepare(
         node: The holder's node.
         request: What the coordinator asks.
         model: The model it sends along.
+        received: When the request came, in seconds of the monotonic clock.
         check_training: Raises where what will train does not add the noise that will be charged. Called before anything
             is reserved.
 
@@ -133,7 +138,7 @@ def prepare(
         LedgerFault: Nothing can be recorded here, so nothing is used.
     """
     try:
-        use = _judge_request(node, request, model)
+        use = _judge_request(node, request, model, received=received)
         if isinstance(use, Prepared):
             if use.stored is not None:
                 return use
@@ -148,7 +153,9 @@ def prepare(
     return use
 
 
-def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
+def _judge_request(
+    node: HolderNode, request: UseRequest, model: GlobalModel, *, received: float
+) -> Prepared | Decision:
     point = Point.BEFORE_TRAINING
     terms = node.terms(request.run_id, plan_digest=request.plan_digest, point=point)
     papers = node.papers(point=point)
@@ -185,6 +192,7 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
         cost=node.cost(terms, papers.policy, mechanism) if stored is None else stored.cost,
         cohort_size=node.count_cohort(terms, request.cohort, training_round=request.round_number if training else None),
         trainer=trainer,
+        received=received,
         stored=stored,
     )
 
@@ -271,7 +279,7 @@ def abandon(prepared: Prepared, *, reason: str) -> None:
 
 
 def _decide_sending(prepared: Prepared, papers: Papers) -> tuple[Decision, RoundRequest]:
-    return prepared.node.decide(
+    decision, facts = prepared.node.decide(
         prepared.terms,
         papers,
         action=prepared.request.action,
@@ -280,6 +288,9 @@ def _decide_sending(prepared: Prepared, papers: Papers) -> tuple[Decision, Round
         mechanism=prepared.mechanism,
         cost=prepared.cost,
     )
+    if prepared.stored is None:  # what left in time before is only sent again
+        decision = unless_late(decision, facts, since=prepared.received, plan=prepared.terms.plan)
+    return decision, facts
 
 
 def _record(prepared: Prepared, papers: Papers, decision: Decision, facts: RoundRequest | None) -> None:
@@ -329,6 +340,7 @@ def _reserve(wanted: Prepared) -> Prepared | Decision:
             mechanism=wanted.mechanism,
             cost=wanted.cost,
         )
+        decision = unless_late(decision, facts, since=wanted.received, plan=wanted.terms.plan)
         if decision.permitted and wanted.mechanism is not None:
             try:
                 node.ledger.reserve(
