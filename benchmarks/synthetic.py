@@ -62,6 +62,7 @@ noise_multiplier_max = "{noise_multiplier}"
 
 [cohort]
 region = "CH"
+round_seconds = 86400
 
 # Every record trains, but for one in a million: a plan always keeps some apart.
 [evaluation]

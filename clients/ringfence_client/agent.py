@@ -22,7 +22,7 @@ import grpc
 from flwr.app import Context, Message, RecordDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from ringfence_client import clientapp, flower_messages
+from ringfence_client import clientapp, deadline, flower_messages
 from ringfence_client.agent_door import AgentDoor
 from ringfence_client.holder_agent_pb2 import DESCRIPTOR, Envelope
 from ringfence_client.holder_agent_pb2_grpc import HolderAgentServicer, add_HolderAgentServicer_to_server
@@ -62,8 +62,7 @@ class HolderAgent(HolderAgentServicer):
             _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "not a message of Flower's")
         if not self._places.acquire(blocking=False):
             _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many messages wait")
-        until = time.monotonic() + seconds
-        waiting = self._worker.submit(self._answer, message, until)
+        waiting = self._worker.submit(self._answer, message, came=time.monotonic(), seconds=seconds)
         waiting.add_done_callback(lambda _: self._places.release())
         return Envelope(message=_outcome(waiting, seconds, context))
 
@@ -71,9 +70,10 @@ class HolderAgent(HolderAgentServicer):
         """Finish what is being answered, and take nothing more."""
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _answer(self, message: Message, until: float) -> bytes:
-        if time.monotonic() >= until:
+    def _answer(self, message: Message, *, came: float, seconds: float) -> bytes:
+        if time.monotonic() - came >= seconds:
             raise TookTooLong  # nobody waits for it any more: nothing is decided, reserved or opened
+        deadline.arrived.set(came)
         metadata = message.metadata
         context = Context(
             run_id=metadata.run_id,

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 
 from ringfence_client import enforcement
+from ringfence_client.deadline import received
 from ringfence_client.enforcement import GlobalModel, Prepared, abandon, charge_failure, finish
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
@@ -63,8 +64,11 @@ def cohort(messages: Sequence[Message], contexts: Sequence[Context]) -> list[Mes
     Each message is decided, charged and answered for its own holder. Only the training of those who are permitted is
     done together.
     """
+    since = received()
     with synced_together() as group:
-        steps = [_first_step(message, context) for message, context in zip(messages, contexts, strict=True)]
+        steps = [
+            _first_step(message, context, since=since) for message, context in zip(messages, contexts, strict=True)
+        ]
     # Invariant: every decision and reservation is on disk, or its holder's data stays closed.
     steps = [
         _unless_lost(step, message, context, group, point=Point.BEFORE_TRAINING)
@@ -96,7 +100,7 @@ def enforcement_mod(message: Message, context: Context, call_next: ClientAppCall
     """Flower mod: no message reaches a training or evaluation function that this holder's gate has not permitted."""
     if _is_query(message):
         return call_next(message, context)
-    step = _prepare(message, context)
+    step = _prepare(message, context, since=received())
     if isinstance(step, Message):
         return step
     token = _prepared.set(step)
@@ -151,10 +155,10 @@ def _is_query(message: Message) -> bool:
     return message.metadata.message_type.split(".")[0] == "query"
 
 
-def _first_step(message: Message, context: Context) -> Prepared | Message:
+def _first_step(message: Message, context: Context, *, since: float) -> Prepared | Message:
     """Answer a query, or prepare a use. Whatever fails here fails for this holder only."""
     try:
-        return app(message, context) if _is_query(message) else _prepare(message, context)
+        return app(message, context) if _is_query(message) else _prepare(message, context, since=since)
     except Exception as error:  # noqa: BLE001 -- one holder's fault must not silence the others
         return _fail(message, error)
 
@@ -165,13 +169,13 @@ def _fail(message: Message, error: Exception) -> Message:
     return Message(Error(code=FAULT_CODE, reason=f"the node failed: {type(error).__name__}"), reply_to=message)
 
 
-def _prepare(message: Message, context: Context) -> Prepared | Message:
+def _prepare(message: Message, context: Context, *, since: float) -> Prepared | Message:
     try:
         node = _node(context)
         request = _heard(node, message, UseRequest)
         if message.metadata.message_type != request.action.value:
             raise TrustRefused("a message says one action and its body another")
-        step = enforcement.prepare(node, request, _arrays(message))
+        step = enforcement.prepare(node, request, _arrays(message), received=since)
     except RingfenceError as error:
         return _refuse(message, denial_of(error, point=Point.BEFORE_TRAINING))
     return _refuse(message, step) if isinstance(step, Decision) else step

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from safetensors.numpy import save
 
+from ringfence_client.deadline import unless_late
 from ringfence_client.node import HolderNode
 from ringfence_client.outbox import StoredReply
 from ringfence_client.papers import Papers, denial_of
@@ -60,6 +61,7 @@ class Prepared:
         hold_id: Its reservation; "" where nothing is reserved.
         cost: What it costs under the policy.
         trainer: What trains; None for an evaluation.
+        received: When the request came, in seconds of this machine's monotonic clock.
         stored: The reply that already left for this very use, to be sent again instead of using data anew.
     """
 
@@ -73,6 +75,7 @@ class Prepared:
     cost: Cost
     cohort_size: int
     trainer: TrainerName | None
+    received: float
     stored: StoredReply | None = None
 
 
@@ -89,19 +92,20 @@ def model_digest(arrays: Arrays) -> str:
     return canonical.digest_bytes(save(dict(arrays)))
 
 
-def prepare(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
+def prepare(node: HolderNode, request: UseRequest, model: GlobalModel, *, received: float) -> Prepared | Decision:
     """Decide on this machine whether a use may happen, and reserve its cost (the second enforcement point).
 
     Args:
         node: The holder's node.
         request: What the coordinator asks.
         model: The model it sends along.
+        received: When the request came, in seconds of the monotonic clock.
 
     Raises:
         LedgerFault: Nothing can be recorded here, so nothing is used.
     """
     try:
-        use = _judge_request(node, request, model)
+        use = _judge_request(node, request, model, received=received)
         if isinstance(use, Prepared):
             if use.stored is not None:
                 return use
@@ -119,7 +123,9 @@ def prepare(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepar
     return use
 
 
-def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) -> Prepared | Decision:
+def _judge_request(
+    node: HolderNode, request: UseRequest, model: GlobalModel, *, received: float
+) -> Prepared | Decision:
     point = Point.BEFORE_TRAINING
     terms = node.terms(request.run_id, plan_digest=request.plan_digest, point=point)
     papers = node.papers(point=point)
@@ -154,6 +160,7 @@ def _judge_request(node: HolderNode, request: UseRequest, model: GlobalModel) ->
         cost=node.cost(terms, papers.policy, mechanism) if stored is None else stored.cost,
         cohort_size=node.count_cohort(terms, request.cohort, training_round=request.round_number if training else None),
         trainer=trainer,
+        received=received,
         stored=stored,
     )
 
@@ -240,7 +247,7 @@ def abandon(prepared: Prepared, *, reason: str) -> None:
 
 
 def _decide_sending(prepared: Prepared, papers: Papers) -> tuple[Decision, RoundRequest]:
-    return prepared.node.decide(
+    decision, facts = prepared.node.decide(
         prepared.terms,
         papers,
         action=prepared.request.action,
@@ -249,6 +256,9 @@ def _decide_sending(prepared: Prepared, papers: Papers) -> tuple[Decision, Round
         mechanism=prepared.mechanism,
         cost=prepared.cost,
     )
+    if prepared.stored is None:  # what left in time before is only sent again
+        decision = unless_late(decision, facts, since=prepared.received, plan=prepared.terms.plan)
+    return decision, facts
 
 
 def _record(prepared: Prepared, papers: Papers, decision: Decision, facts: RoundRequest | None) -> None:
@@ -292,6 +302,7 @@ def _reserve(wanted: Prepared) -> Prepared | Decision:
             mechanism=wanted.mechanism,
             cost=wanted.cost,
         )
+        decision = unless_late(decision, facts, since=wanted.received, plan=wanted.terms.plan)
         if decision.permitted and wanted.mechanism is not None:
             try:
                 node.ledger.reserve(

@@ -146,7 +146,7 @@ class WalledWorkroom:
                     self.close()
                     return Fault(FAILED_USE)
                 size = sum(array.nbytes for array in order.arrays.values()) + _ROOM_FOR_NAMES
-                said = link.ask(order_frame(order), seconds=_seconds(order.plan), largest=size)
+                said = link.ask(order_frame(order), seconds=float(order.plan.terms.cohort.round_seconds), largest=size)
                 return result_in(said, order)
             except (SandboxFault, WireFault) as error:
                 _log.error("a use failed: %s", error)
@@ -201,10 +201,6 @@ class WalledWorkroom:
         if stamp != self._version.stamp:
             self.close()
             self._version = _Version(stamp=stamp, facts={})
-
-
-def _seconds(plan: TrainingPlan) -> float:
-    return float(getattr(plan.terms.cohort, "round_seconds", 600))
 
 
 def _read(said: Frame, reader: Callable[[Frame], T]) -> T:

@@ -34,6 +34,7 @@ OUTSIDE_THE_POLICY: Final[Mapping[str, str]] = {
     "plan": "The plan must be the one the data holder was shown.",
     "attempt": "Each attempt at a use happens once: what it left is sent again, or nothing is.",
     "data": "The data must fit the schema that the data holder agreed to.",
+    "deadline": "An answer must leave while the coordinator still waits for it.",
     "dataset-budget": "The dataset's own privacy budget must not be exceeded.",
     "unaccountable": "What is asked and what was done to the data before must be accountable together.",
     "engine": "The rules must be decided without any error or disagreement.",

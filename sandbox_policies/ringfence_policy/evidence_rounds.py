@@ -30,6 +30,9 @@ from ringfence_policy.verification import Findings, Report
 
 R = TypeVar("R", bound=Record)
 
+_UNHEARD = "no-reply"
+_MOST_NAMED = 8
+
 
 def check_rounds(evidence: Evidence, findings: Findings) -> None:
     """Hold the coordinator's log of the run against the holders' logs."""
@@ -47,7 +50,8 @@ def check_rounds(evidence: Evidence, findings: Findings) -> None:
     ) as report:
         for entry, commit in commits:
             _check_cohort(evidence, entry, commit, sent, report)
-    with findings.checking("nothing hidden", passed="every update sent is answered for by the coordinator") as report:
+    answered = "every update sent is answered for by the coordinator" + _unheard_words(evidence, sent)
+    with findings.checking("nothing hidden", passed=answered) as report:
         _check_answered(evidence, commits, sent, report)
     with findings.checking(
         "model", passed="each update started from the model before it; the file is the result"
@@ -198,6 +202,38 @@ def _check_answered(
         )
         if came.round in cohorts and came.holder not in cohorts[came.round] and not excused:
             report(f"{entry}: received from holder {came.holder}, then left out of the round without a reason")
+    _check_unheard(evidence, received, resumed, report)
+
+
+def _check_unheard(
+    evidence: Evidence,
+    received: Sequence[tuple[Entry, UpdateReceived]],
+    resumed: Sequence[tuple[Entry, Resumed]],
+    report: Report,
+) -> None:
+    for entry, one in select(evidence.of_run, UpdateRefused):
+        since = max((at.position for at, _ in resumed if at.position < entry.position), default=0)
+        if one.code == _UNHEARD and any(
+            since <= at.position < entry.position and (came.holder, came.round) == (one.holder, one.round)
+            for at, came in received
+        ):
+            report(f"{entry}: says that holder {one.holder} was not heard, after its update was recorded as received")
+
+
+def _unheard_words(evidence: Evidence, sent: Mapping[str, Sequence[tuple[Entry, Sent]]]) -> str:
+    """Which updates left, says their holder, and never came, says the coordinator: neither log can prove it."""
+    silent = {(one.holder, one.round) for _, one in select(evidence.of_run, UpdateRefused) if one.code == _UNHEARD}
+    received = {(one.holder, one.hold_id) for _, one in select(evidence.of_run, UpdateReceived)}
+    unheard = [
+        f"{holder} in round {one.round}"
+        for holder, of_holder in sent.items()
+        for _, one in of_holder
+        if (holder, one.round) in silent and (holder, one.hold_id) not in received
+    ]
+    if not unheard:
+        return ""
+    named = ", ".join(unheard[:_MOST_NAMED]) + (" and others" if len(unheard) > _MOST_NAMED else "")
+    return f"; {len(unheard)} were sent and, by the coordinator's word alone, not heard in time: {named}"
 
 
 def _check_models(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommitted]], report: Report) -> None:

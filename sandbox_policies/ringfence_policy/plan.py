@@ -114,11 +114,24 @@ class PrivacyTerms(StrictDocument):
 
 
 class CohortTerms(StrictDocument):
-    """The coordinator's own minimum, beside every holder's; and where and how sums are formed."""
+    """The coordinator's own minimum, beside every holder's; how long it waits; and where and how sums are formed.
+
+    All holders that permit are asked. `round_seconds` is how long they have for one answer. With `enough_holders` a
+    round closes as soon as so many usable updates are there; 0 is as many as were asked.
+    """
 
     min_holders: int = Field(default=1, ge=1, le=10_000)
+    round_seconds: int = Field(default=600, ge=1, le=86_400)
+    enough_holders: int = Field(default=0, ge=0, le=10_000)
     secure_aggregation: Literal[False] = False
     region: str = Field(min_length=2, max_length=32)
+
+    @model_validator(mode="after")
+    def _enough_is_not_too_few(self) -> Self:
+        if 0 < self.enough_holders < self.min_holders:
+            expected = f"0, or at least min_holders, which is {self.min_holders}"
+            raise refusal(expected, key="enough_holders", got=str(self.enough_holders))
+        return self
 
 
 class EvaluationTerms(StrictDocument):

@@ -15,6 +15,8 @@ Cannot be proved by any bundle, and is not claimed:
 * When something happened, beyond the order in which each log saw the other: times are each writer's own clock.
 * That a refusal for a reason outside the policy (a signature, a plan, too few records, the dataset's own budget) was
   right.
+* That an update of which the coordinator says that it did not hear it in time never came: its holder's log says that it
+  left, and nothing that it arrived.
 * That an update which was sent reached nobody else, and anything about what other machines, copies of the data or runs
   under another dataset id did.
 """
@@ -42,6 +44,7 @@ UNPROVEN: Final = (
     "that the accuracy and AUC in the summary and the report are what the holders measured",
     "when something happened, beyond the order in which each log saw the other",
     "that a refusal for a reason outside the policy was right",
+    "that an update of which the coordinator says that it did not hear it in time never came",
     "what happened outside these logs: other copies of the data, other dataset ids, other recipients of an update",
 )
 _LARGEST_ROOTS_BYTES = 16 * 1024 * 1024

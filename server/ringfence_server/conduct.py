@@ -27,9 +27,10 @@ from ringfence_server.coordinator import Coordinator
 from ringfence_server.events import EventFile
 from ringfence_server.evidence import gather_bundle, is_readable, roots_of_run
 from ringfence_server.governed_strategy import GovernedStrategy
-from ringfence_server.governor import Governor, model_digest
+from ringfence_server.governor import Governor
 from ringfence_server.outcome import RoundOutcome, Scores
 from ringfence_server.results import Results, write_results
+from ringfence_server.round_messages import model_digest
 from ringfence_server.run_file import COMPARISON, INITIAL_MODEL, RunFile, reach
 from ringfence_server.strategies import build_strategy
 
@@ -55,7 +56,6 @@ class _Conductor:
     """The run's steps, in their order; what they share is here."""
 
     def __init__(self, grid: Grid, run: RunFile, coordinator: Coordinator, report: Report) -> None:
-        self.grid = grid
         self.run = run
         self.coordinator = coordinator
         self.report = report
@@ -72,6 +72,7 @@ class _Conductor:
             seed=run.seed,
             report=report,
         )
+        self.grid = self.governor.within_deadline(grid)
         self.strategy = GovernedStrategy(
             build_strategy(self.plan.terms.training),
             self.governor,

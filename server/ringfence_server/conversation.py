@@ -5,22 +5,33 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import RingfenceError
 from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, REFUSED_CODE, SIGNATURE_KEY, Body, Refusal
+from ringfence_server.outcome import NO_REPLY
+from ringfence_server.round_grid import RoundGrid
 
 B = TypeVar("B", bound=Body)
 
-TIMEOUT_SECONDS = 600.0
 _MOST_CLAUSES = 64
 _LONGEST_TEXT = 1000
+# Flower's own codes lie below; those from here on are an app's.
+_FIRST_OWN_CODE = 100
+# What Flower says where a holder's app did not speak; the text beside a code might hold a holder's data.
+_UNHEARD = {
+    1: "The app at the holder's node could not be started.",
+    2: "The app at the holder's node broke off.",
+    3: "The request ran out before the holder's node took it.",
+    4: "The holder's node took the request and gave no answer in time.",
+    5: "The holder's node is offline.",
+    8: "The app at the holder's node crashed.",
+}
 _CLAUSE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 def ask(
-    grid: Grid,
+    grid: RoundGrid,
     message_type: str,
     questions: Mapping[int, Body],
     answer: type[B],
@@ -31,7 +42,7 @@ def ask(
     """Send each node its question and collect the answers.
 
     Args:
-        grid: The way to the nodes.
+        grid: The way to the nodes, with the time that they have.
         message_type: What kind of question it is.
         questions: The question for each node.
         answer: What a node answers that does not refuse.
@@ -53,7 +64,7 @@ def ask(
         )
         for node_id, data in bodies.items()
     ]
-    replies = grid.send_and_receive(messages, timeout=TIMEOUT_SECONDS)
+    replies = grid.send_and_receive(messages)
     by_node = replies_by_node(messages, replies)
     for node_id, reply in by_node.items():
         refusal = _refusal_in(reply)
@@ -98,6 +109,8 @@ def read_refusal(reply: Message) -> Decision:
         if decision is None or decision.permitted or not _is_short(decision):
             return Decision.deny("malformed", "The holder's refusal could not be read.", point=Point.COORDINATOR)
         return decision
+    if error.code < _FIRST_OWN_CODE:
+        return silence(_UNHEARD.get(error.code, "The holder's node gave no answer."))
     return Decision.deny(
         "fault", "The holder's node failed.", limit=f"error {error.code}: {error.reason}"[:300], point=Point.COORDINATOR
     )
@@ -122,6 +135,6 @@ def _is_short(decision: Decision) -> bool:
     )
 
 
-def silence() -> Decision:
-    """The denial that no answer amounts to."""
-    return Decision.deny("no-reply", "The holder did not answer in time.", point=Point.COORDINATOR)
+def silence(meaning: str = "The holder did not answer before the round closed.") -> Decision:
+    """The denial that no answer amounts to: nothing that the holder decided."""
+    return Decision.deny(NO_REPLY, meaning, point=Point.COORDINATOR)

@@ -1,19 +1,21 @@
 """Any Flower strategy behind the gate: the inner one samples and aggregates, the governor says who and what it sees."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from flwr.supercore.run import Run
 
 from ringfence_policy.errors import RunFailed, RunRefused
 from ringfence_policy.protocol import METRICS_RECORD, WEIGHT_KEY
 from ringfence_policy.score_histogram import Rows
 from ringfence_policy.vocabulary import Action
-from ringfence_server.governor import Governor, arrays_of, clean_reply
+from ringfence_server.governor import Governor
 from ringfence_server.outcome import Scores
+from ringfence_server.round_messages import arrays_of, clean_reply
 
 # Flower's sampling polls until enough nodes are there; it asks twice per round when it does not have to wait.
 _PATIENCE = 8
@@ -55,6 +57,10 @@ class GovernedStrategy(Strategy):
         """Log the inner strategy's configuration."""
         self.inner.summary()
 
+    def start(self, grid: Grid, *arguments: Any, **options: Any) -> Result:
+        """Run the rounds as Flower does, over a Grid that waits for answers as long as the plan says."""
+        return super().start(self._governor.within_deadline(grid), *arguments, **options)
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -64,6 +70,7 @@ class GovernedStrategy(Strategy):
         permitted = self._governor.open_round(grid, number)
         if not permitted and not any(outcome.committed for outcome in self._governor.outcomes):
             self._governor.close_round("no data holder permits the plan")
+            self._governor.stop_if_all_are_silent()
             raise RunRefused(
                 "no data holder permits this plan, so nothing was trained",
                 expected="at least one data holder that permits the plan",
@@ -79,7 +86,7 @@ class GovernedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Give the inner strategy the updates that count, and make what it makes of them durable."""
         number = server_round + self._offset
-        accepted = self._governor.receive(replies, self._base)
+        accepted = self._governor.receive(replies)
         if not accepted:
             self._governor.close_round("no data holder's update may be used this round")
             return None, None
@@ -119,7 +126,7 @@ class GovernedStrategy(Strategy):
         """Measure the model that is to be released, also where the measure is private and charged."""
         self._governor.offer(grid, round_number)
         messages = self._evaluation_messages(round_number, arrays, ConfigRecord(), grid, final=True)
-        return self._governor.measured(grid.send_and_receive(messages)) if messages else {}
+        return self._governor.measured(self._governor.within_deadline(grid).send_and_receive(messages))
 
     def _evaluation_messages(
         self, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, *, final: bool

@@ -9,22 +9,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from safetensors.numpy import save
 
-from ringfence_policy import canonical
 from ringfence_policy.cohort import Cohort, largest_cohort
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.errors import RingfenceError
+from ringfence_policy.errors import RingfenceError, RunFailed
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.protocol import (
     ARRAYS_RECORD,
     BODY_KEY,
-    BODY_RECORD,
     METRICS_RECORD,
     OFFER,
     PROPOSE,
@@ -46,21 +41,17 @@ from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDT
 from ringfence_policy.vocabulary import Action, Evaluation
 from ringfence_server.conversation import ask, read_reply, replies_by_node, silence
 from ringfence_server.coordinator import Coordinator, HolderView
-from ringfence_server.outcome import Refusal, RejectedUpdate, RoundOutcome
+from ringfence_server.outcome import NO_REPLY, Refusal, RejectedUpdate, RoundOutcome
+from ringfence_server.round_grid import POLL_SECONDS, RoundGrid
+from ringfence_server.round_messages import arrays_of, governed_message, model_digest
 from ringfence_server.update_checks import Defect, find_defect, norm_bound
 
-Arrays = Mapping[str, npt.NDArray[np.float32]]
 Use = Literal[Action.TRAIN, Action.EVALUATE]
 
 # A declared weight is a round figure; no holder measures on many times as many records.
 _MOST_RECORDS_PER_WEIGHT = 4
 # A peer whose papers run out on the way must not cost a holder its round.
 _SPARE_PEERS = 2
-
-
-def model_digest(arrays: Arrays) -> str:
-    """Name a model by its bytes in the safetensors format, which is also the released file's."""
-    return canonical.digest_bytes(save(dict(arrays)))
 
 
 class Governor:
@@ -75,6 +66,7 @@ class Governor:
         attempt: 1 for a run's first process, one more for each resumption.
         seed: The rehearsal's seed; None for a real run.
         report: Called with each event of the run as it happens.
+        poll_seconds: How long to wait before asking for replies again.
     """
 
     def __init__(
@@ -88,6 +80,7 @@ class Governor:
         attempt: int = 1,
         seed: int | None = None,
         report: Callable[[str, Mapping[str, object]], None] = lambda _name, _members: None,
+        poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self.coordinator = coordinator
         self.plan = plan
@@ -104,8 +97,18 @@ class Governor:
         self._seed = seed
         self._report = report
         self._opened = 0.0
+        self._poll_seconds = poll_seconds
         self._sent: dict[int, Message] = {}
+        self._base = ArrayRecord()
+        self._usable: dict[int, bool] = {}
         self._found: tuple[tuple[Action, frozenset[str]], Cohort, Mapping[str, RoundRequest]] | None = None
+
+    def within_deadline(self, grid: Grid) -> RoundGrid:
+        """The Grid, on which questions have the plan's deadline and a round closes when enough updates are there."""
+        if isinstance(grid, RoundGrid):
+            return grid
+        seconds = self.plan.terms.cohort.round_seconds
+        return RoundGrid(grid, seconds=seconds, is_enough=self._is_enough, poll_seconds=self._poll_seconds)
 
     # --- before the run ----------------------------------------------------------------------------------------------
 
@@ -154,7 +157,9 @@ class Governor:
                 self.seen[self.cards[node_id].holder_id] = min(refusal.coordinator_log_seen, self.coordinator.log.size)
 
         self._found = None  # new papers: everything is decided anew
-        answers = ask(grid, message_type, questions, Introduction, sign=self.sign, on_refusal=note)
+        answers = ask(
+            self.within_deadline(grid), message_type, questions, Introduction, sign=self.sign, on_refusal=note
+        )
         with self.coordinator.database.transaction():
             for node_id, said in answers.items():
                 card = self.cards[node_id]
@@ -218,11 +223,11 @@ class Governor:
             for holder in members
         }
         signatures = self.sign(action.value, bodies)
-        self._sent = {}
+        self._sent, self._usable, self._base = {}, {}, arrays
         for holder in members:
             node_id = self._nodes[holder]
             record = ConfigRecord({BODY_KEY: bodies[node_id], SIGNATURE_KEY: signatures[node_id]})
-            self._sent[node_id] = _governed(wanted[holder], record, arrays)
+            self._sent[node_id] = governed_message(wanted[holder], record, arrays)
         return list(self._sent.values())
 
     def _company(self, holder: str, members: Sequence[str]) -> dict[str, PeerPapers]:
@@ -238,7 +243,7 @@ class Governor:
         chosen = [member for member in others if member not in strangers][:enough]
         return {member: self.views[member].papers for member in chosen}
 
-    def receive(self, replies: Iterable[Message], base: ArrayRecord) -> dict[str, tuple[Message, UseReply]]:
+    def receive(self, replies: Iterable[Message]) -> dict[str, tuple[Message, UseReply]]:
         """Keep the updates that may be aggregated; log every other one with its reason."""
         sent = self._sent
         by_node = replies_by_node(sent.values(), replies)
@@ -251,7 +256,7 @@ class Governor:
                 if isinstance(body, Decision) or reply is None:
                     self._refused_by_holder(card, body if isinstance(body, Decision) else silence())
                     continue
-                defect = self._defect(card, reply, body, base)
+                defect = self._defect(card, reply, body)
                 if defect is None:
                     accepted[card.holder_id] = (reply, body)
                     self.outcomes[-1].epsilon[card.holder_id] = body.epsilon_micro / 1e6
@@ -342,6 +347,20 @@ class Governor:
             "; ".join(f"{holder}: {', '.join(sorted(names))}" for holder, names in sorted(clauses.items())) or "nobody"
         )
 
+    def stop_if_all_are_silent(self) -> None:
+        """Tell a run that nobody refused from one that nobody answered.
+
+        Raises:
+            RunFailed: Not one data holder said anything.
+        """
+        if self.absent and not self.views and all(denial.clauses == (NO_REPLY,) for denial in self.absent.values()):
+            raise RunFailed(
+                "no data holder answered, so nothing was trained",
+                expected=f"an answer within {self.plan.terms.cohort.round_seconds} seconds",
+                got="; ".join(sorted({one.meaning for denial in self.absent.values() for one in denial.failed})),
+                next_step="see that the holders' nodes are online; `ringfence run --resume DIR` goes on",
+            )
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _cohort(
@@ -409,7 +428,32 @@ class Governor:
             self._reject(self.cards[self._nodes[holder]], too_few)
         return {}
 
-    def _defect(self, card: HolderCard, reply: Message, body: UseReply, base: ArrayRecord) -> Defect | None:
+    def _is_enough(self, replies: Sequence[Message]) -> bool:
+        """Whether a training round may close: as many holders as the plan calls enough gave updates that can be used.
+
+        An answer that cannot be used counts for nothing, nor does one whose holder wants more company than came.
+        """
+        enough = self.plan.terms.cohort.enough_holders
+        if not enough or any(one.metadata.message_type != Action.TRAIN.value for one in self._sent.values()):
+            return False
+        came = replies_by_node(self._sent.values(), replies)  # none of the answers to a question is among these
+        for node_id, reply in came.items():
+            if node_id not in self._usable:
+                body = read_reply(reply, UseReply)
+                card = self.cards[node_id]
+                self._usable[node_id] = isinstance(body, UseReply) and self._defect_in(card, reply, body) is None
+        usable = [self.cards[node_id].holder_id for node_id in came if self._usable[node_id]]
+        return len(usable) >= enough and len(self._permitting(usable, Action.TRAIN)[0].members) >= enough
+
+    def _defect(self, card: HolderCard, reply: Message, body: UseReply) -> Defect | None:
+        try:
+            self.coordinator.see(card, body.log, run_id=self.run_id)
+        except RingfenceError as error:
+            return Defect("log", error.summary)
+        return self._defect_in(card, reply, body)
+
+    def _defect_in(self, card: HolderCard, reply: Message, body: UseReply) -> Defect | None:
+        """What is wrong with an update in itself; records nothing."""
         training = self.plan.terms.training
         mechanism = self.mechanisms.get(card.holder_id)
         expected_source = "seeded" if self.plan.rehearsal else "csprng"
@@ -418,12 +462,9 @@ class Governor:
         try:
             update = arrays_of(reply.content.array_records[ARRAYS_RECORD])
             claimed = reply.content.metric_records[METRICS_RECORD].get(WEIGHT_KEY)
-            self.coordinator.see(card, body.log, run_id=self.run_id)
-        except RingfenceError as error:
-            return Defect("log", error.summary)
         except Exception as error:  # noqa: BLE001 -- whatever a holder sends must not end the run for the others
             return Defect("malformed", f"the update could not be read: {type(error).__name__}")
-        start = arrays_of(base)
+        start = arrays_of(self._base)
         bound = norm_bound(
             mechanism,
             learning_rate=float(training.learning_rate),
@@ -438,8 +479,8 @@ class Governor:
     def _refused_by_holder(self, card: HolderCard, denial: Decision) -> None:
         self.outcomes[-1].refused.append(Refusal.of(card.holder_id, denial))
         reason = "; ".join(one.meaning for one in denial.failed)
-        code = "no-reply" if denial.clauses in (("no-reply",), ("fault",)) else ",".join(denial.clauses)
-        self._log("update-refused", holder=card.holder_id, reason=reason[:1900], code=code[:90])
+        code = ",".join(denial.clauses)[:90]
+        self._log("update-refused", holder=card.holder_id, reason=reason[:1900], code=code)
 
     def _reject(self, card: HolderCard, defect: Defect) -> None:
         self.outcomes[-1].rejected_updates.append(RejectedUpdate(card.holder_id, defect.code, defect.reason))
@@ -448,36 +489,3 @@ class Governor:
     def _log(self, kind: str, *, round_number: int | None = None, **members: object) -> None:
         number = self.outcomes[-1].round if round_number is None else round_number
         self.coordinator.append(kind, run_id=self.run_id, round_number=number, **members)
-
-
-def arrays_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
-    """An ArrayRecord as arrays by name.
-
-    Raises:
-        ValueError: An array's bytes are not one array.
-    """
-    arrays = {name: array.numpy() for name, array in record.items()}
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError("not arrays")  # numpy reads an archive of arrays as well
-    return arrays
-
-
-def clean_reply(reply: Message, weight: int, weighted_by_key: str) -> Message:
-    """An accepted update as the inner strategy sees it: arrays, and the declared weight under its key. Nothing else."""
-    content = RecordDict(
-        {
-            ARRAYS_RECORD: reply.content.array_records[ARRAYS_RECORD],
-            METRICS_RECORD: MetricRecord({WEIGHT_KEY: weight, weighted_by_key: weight}),
-        }
-    )
-    reply.content = content
-    return reply
-
-
-def _governed(message: Message, request: ConfigRecord, arrays: ArrayRecord) -> Message:
-    # Flower's strategies put ONE record into all messages; what is written for one holder must reach no other.
-    content = RecordDict({ARRAYS_RECORD: arrays, BODY_RECORD: request})
-    for name, record in message.content.config_records.items():
-        content[name] = ConfigRecord(dict(record))
-    metadata = message.metadata
-    return Message(content, metadata.dst_node_id, metadata.message_type, ttl=metadata.ttl, group_id=metadata.group_id)

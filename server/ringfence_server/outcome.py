@@ -7,6 +7,9 @@ from typing import Any, Self
 from ringfence_policy.decision import Decision
 from ringfence_policy.score_histogram import Rows, metrics_of, pooled
 
+# The one reason that no policy and no check gave: the holder was not heard.
+NO_REPLY = "no-reply"
+
 
 @dataclass(frozen=True)
 class Refusal:

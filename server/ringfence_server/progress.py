@@ -1,6 +1,7 @@
 """A run as it happens, on a terminal: rounds by holders, refusals with their clause, budgets filling up."""
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ringfence_server.outcome import NO_REPLY
 from ringfence_server.run_file import RunFile
 
 
@@ -55,7 +57,8 @@ class Progress:
             self._rehearsal = event["rehearsal"]
             self._state = "training"
             for holder, clauses in event["refused"].items():
-                self._line(f"{holder} refuses the plan: {', '.join(clauses)}")
+                words = "is not heard" if clauses == [NO_REPLY] else f"refuses the plan: {', '.join(clauses)}"
+                self._line(f"{holder} {words}")
         elif name == "round-opened":
             self._state = f"round {event['round']}: {len(event['cohort'])} of {len(self._holders)} data holders train"
         elif name == "round-closed":
@@ -118,7 +121,7 @@ def _cell(outcome: dict[str, Any], holder: str) -> Text:
 
 def _sentence(outcome: dict[str, Any]) -> str:
     parts = [f"round {outcome['round']}: {', '.join(outcome['cohort']) or 'nobody'} trained"]
-    parts += [f"{one['holder']} refused ({', '.join(one['clauses'])})" for one in outcome["refused"]]
+    parts += [f"{one['holder']} {_answer(one['clauses'])}" for one in outcome["refused"]]
     parts += [f"{one['holder']}'s update was rejected ({one['code']})" for one in outcome["rejected_updates"]]
     metrics = outcome["metrics"]
     if metrics and metrics["accuracy"] is not None:
@@ -126,6 +129,10 @@ def _sentence(outcome: dict[str, Any]) -> str:
     if not outcome["committed"]:
         parts.append(f"not committed: {outcome['reason']}")
     return "; ".join(parts)
+
+
+def _answer(clauses: Sequence[str]) -> str:
+    return "was not heard" if list(clauses) == [NO_REPLY] else f"refused ({', '.join(clauses)})"
 
 
 def _figure(value: float | None) -> str:

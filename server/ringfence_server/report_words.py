@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Final
 
+from ringfence_server.outcome import NO_REPLY
 from ringfence_server.report_facts import Reason, Refusal, Round, Run, Scores
 
 NOT_KNOWN: Final = "\N{EN DASH}"
@@ -158,6 +159,8 @@ def relation(run: Run) -> str:
 def refusal_words(refusal: Refusal) -> str:
     """One refusal as a sentence for a cell of the grid."""
     because = "; ".join(reason_words(reason) for reason in refusal.reasons) or f"clause {clauses(refusal.clauses)}"
+    if refusal.clauses == (NO_REPLY,):
+        return f"not heard: {because}."
     return f"refused {POINTS.get(refusal.point, refusal.point)}: {because}."
 
 

@@ -58,8 +58,13 @@ FLOWER_INTERNAL = {
         "ringfence_server.flower_adapter",
         "ringfence_server.embedded_grid",
         "ringfence_server.governed_strategy",
+        "ringfence_server.round_grid",
     },
-    "flwr.proto.node_pb2": {"ringfence_server.embedded_grid", "ringfence_server.governed_strategy"},
+    "flwr.proto.node_pb2": {
+        "ringfence_server.embedded_grid",
+        "ringfence_server.governed_strategy",
+        "ringfence_server.round_grid",
+    },
 }
 
 # The strings by which the server reaches the holders' side, as Flower does. Each is loaded by run_file.reach().

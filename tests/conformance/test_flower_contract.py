@@ -1,6 +1,7 @@
 """What Ringfence takes from Flower 1.41 beyond its published interface, pinned: an upgrade that moves it fails here."""
 
 import random
+import time
 from collections.abc import Sequence
 from importlib import metadata
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.task_identity import TaskIdentity
@@ -17,6 +19,7 @@ from ringfence_policy.protocol import FAULT_CODE, REFUSED_CODE
 from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
 from ringfence_server.flower_adapter import COORDINATOR_NODE_ID, become_serverapp, stamp
 from ringfence_server.governed_strategy import CohortView
+from ringfence_server.round_grid import RoundGrid
 
 FLOWER_RUN = 4_611_686_018_427_387_905
 EVERYONE = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -86,6 +89,24 @@ def test_a_message_has_no_id_until_it_is_stamped_and_its_reply_names_the_stamp()
     assert stamp(Message(RecordDict(), 1001, "train")) != first
 
 
+def test_how_long_a_message_lives_can_be_set_until_it_is_sent_and_bounds_its_reply():
+    message = Message(RecordDict(), 1001, "train")
+    message.metadata.ttl = 5.0
+    stamp(message)
+    assert message.metadata.ttl == 5.0
+    assert message.metadata.created_at == pytest.approx(time.time(), abs=60)
+    assert 0 < Message(RecordDict(), reply_to=message).metadata.ttl <= 5.0
+
+
+def test_flowers_own_error_codes_mean_what_the_coordinator_says_they_mean():
+    assert ErrorCode.LOAD_CLIENT_APP_EXCEPTION == 1
+    assert ErrorCode.CLIENT_APP_RAISED_EXCEPTION == 2
+    assert ErrorCode.MESSAGE_UNAVAILABLE == 3
+    assert ErrorCode.REPLY_MESSAGE_UNAVAILABLE == 4
+    assert ErrorCode.NODE_UNAVAILABLE == 5
+    assert ErrorCode.CLIENT_APP_CRASHED == 8
+
+
 def test_a_run_can_be_described_by_its_number_alone():
     run = become_serverapp(7)
     assert run.run_id == 7
@@ -97,6 +118,7 @@ def test_a_run_can_be_described_by_its_number_alone():
 def test_the_embedded_grid_is_all_of_flowers_grid():
     assert not getattr(EmbeddedGrid, "__abstractmethods__", None)
     assert not getattr(CohortView, "__abstractmethods__", None)
+    assert not getattr(RoundGrid, "__abstractmethods__", None)
     assert set(Grid.__abstractmethods__) <= set(vars(EmbeddedGrid))
 
 

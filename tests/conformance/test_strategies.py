@@ -11,7 +11,7 @@ from tiny_run import EVERYONE
 from ringfence_client import clientapp
 from ringfence_policy.errors import RunFailed
 from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, UseReply
-from ringfence_server.governor import arrays_of
+from ringfence_server.round_messages import arrays_of
 from ringfence_server.strategies import STRATEGIES, build_strategy
 
 ROUNDS = 2

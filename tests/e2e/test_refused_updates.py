@@ -21,7 +21,7 @@ from ringfence_policy.protocol import (
     WEIGHT_KEY,
 )
 from ringfence_server.conduct import conduct
-from ringfence_server.governor import arrays_of
+from ringfence_server.round_messages import arrays_of
 
 WEIGHT = "layers.weight"
 

@@ -46,10 +46,19 @@ def test_an_ordinary_plan_is_read():
     assert read().training.rounds == 3
 
 
+def test_a_plan_that_says_nothing_of_time_waits_ten_minutes_for_all():
+    assert (read().cohort.round_seconds, read().cohort.enough_holders) == (600, 0)
+    enough = read(('region = "CH"', 'region = "CH"\nround_seconds = 30\nmin_holders = 2\nenough_holders = 2'))
+    assert (enough.cohort.round_seconds, enough.cohort.enough_holders) == (30, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "line", "expected"),
     [
         ([('purpose = "disease-research"', 'purpose = "curiosity"')], 5, "one of"),
+        ([('region = "CH"', 'region = "CH"\nround_seconds = 0')], 20, "1 or more"),
+        ([('region = "CH"', 'region = "CH"\nround_seconds = 86401')], 20, "86400"),
+        ([('region = "CH"', 'region = "CH"\nmin_holders = 3\nenough_holders = 2')], 21, "min_holders, which is 3"),
         ([('sampling_rate = "1"', 'sampling_rate = "1.5"')], 13, "at most 1"),
         ([('sampling_rate = "1"', "sampling_rate = 0.5")], 13, "quotes"),
         ([('clipping_norm = "0.5"', 'clipping_norm = "0"')], 15, "above 0"),

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringfence_server import report_words
+from ringfence_server import progress, report_words
 from ringfence_server.report import budget_bar, grid_rows
 from ringfence_server.report_facts import read_summary
 
@@ -177,3 +177,29 @@ def test_the_relation_names_what_the_same_noise_costs_when_a_record_is_replaced(
     words = report_words.relation(read_summary(summary))
     assert words.startswith("add or remove one")
     assert "replace one: epsilon budapest 1.900" in words
+
+
+def test_a_holder_that_was_not_heard_is_not_said_to_have_refused(example_summary):
+    summary = example_summary()
+    reason = {"clause": "no-reply", "meaning": "The holder's node is offline.", "limit": ""}
+    silent = {"holder": "budapest", "clauses": ["no-reply"], "point": "coordinator-before-round", "reasons": [reason]}
+    summary["rounds"][0]["refused"] = [silent]
+    (refusal,) = read_summary(summary).rounds[0].refusals
+    assert report_words.refusal_words(refusal) == "not heard: The holder's node is offline."
+
+
+def test_the_terminal_tells_who_was_not_heard_from_who_refused():
+    outcome = {
+        "round": 2,
+        "cohort": ["cleveland"],
+        "refused": [
+            {"holder": "budapest", "clauses": ["no-reply"]},
+            {"holder": "long-beach", "clauses": ["epsilon", "revoked"]},
+        ],
+        "rejected_updates": [],
+        "metrics": None,
+        "committed": True,
+    }
+    assert progress._sentence(outcome) == (
+        "round 2: cleveland trained; budapest was not heard; long-beach refused (epsilon, revoked)"
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
+from late_grid import LateGrid
 from tiny_scenario import TinyScenario
 
 from ringfence_client import clientapp
@@ -24,10 +25,11 @@ from ringfence_policy.vocabulary import Action
 from ringfence_server.conduct import read_plan, to_record
 from ringfence_server.conversation import read_refusal
 from ringfence_server.coordinator import Coordinator
-from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
+from ringfence_server.embedded_grid import EmbeddedNode
 from ringfence_server.governed_strategy import GovernedStrategy
-from ringfence_server.governor import Governor, arrays_of, model_digest
+from ringfence_server.governor import Governor
 from ringfence_server.outcome import RoundOutcome
+from ringfence_server.round_messages import arrays_of, model_digest
 from ringfence_server.run_file import INITIAL_MODEL, RunFile, reach, start_run
 from ringfence_server.scenario import load_scenario
 
@@ -69,10 +71,11 @@ class TinyRun:
             plan_token=self.file.plan_token,
             run_id=self.file.run_id,
             seed=seed,
+            poll_seconds=0.02,
         )
         self.root = (scenario.directory / "coordinator" / "root.jwk").read_text()
         self.node_ids = {card.holder_id: node_id for node_id, card in self.file.nodes().items()}
-        self.grid = EmbeddedGrid(
+        self.grid = LateGrid(
             nodes=[
                 EmbeddedNode(node_id=node_id, name=holder, config=self._config(holder))
                 for holder, node_id in self.node_ids.items()

@@ -261,6 +261,37 @@ def test_an_update_that_the_coordinator_was_given_and_hid_is_caught(world_of):
     assert_caught(outcome, "cohorts", "coordinator, round 2", "holder beta is not in the cohort")
 
 
+def unheard(holder, round_number, *, keep_receipt=False):
+    """What a coordinator logs that was not heard by a holder in time, or says so."""
+
+    def change(record):
+        record = copy.deepcopy(record)
+        if record["kind"] == "round-committed" and record["round"] == round_number:
+            record["updates"].pop(holder)
+            record["cohort"].remove(holder)
+            record["refused"][holder] = ["no-reply"]
+        if record["kind"] == "update-received" and (record["round"], record["holder"]) == (round_number, holder):
+            silence = {name: record[name] for name in ("v", "at_ms", "run", "round", "holder")}
+            silence |= {"kind": "update-refused", "reason": "not heard in time", "code": "no-reply"}
+            return [record, silence] if keep_receipt else [silence]
+        return [record]
+
+    return change
+
+
+def test_an_update_that_left_and_was_not_heard_in_time_verifies_and_is_named(world_of):
+    """Neither log can prove that it came or that it did not; who reads the evidence is told of it."""
+    outcome = world_of(at_append={"consortium": unheard("beta", 2)}).run().verify()
+    assert outcome.passed, outcome.problems
+    (answered,) = (check for check in outcome.checks if check.name == "nothing hidden")
+    assert "1 were sent and, by the coordinator's word alone, not heard in time: beta in round 2" in answered.detail
+
+
+def test_an_update_that_was_received_and_is_then_said_not_to_have_come_is_caught(world_of):
+    outcome = world_of(at_append={"consortium": unheard("beta", 2, keep_receipt=True)}).run().verify()
+    assert_caught(outcome, "nothing hidden", "coordinator, round 2", "beta was not heard", "recorded as received")
+
+
 def test_an_update_received_and_then_left_out_is_caught(world_of):
     def leave_out(record):
         record["updates"].pop("beta")

@@ -89,6 +89,14 @@ def test_an_update_sent_despite_a_denial_is_caught(world_of):
     assert_caught(outcome, "decisions", "holder beta, round 2", "a denial for status")
 
 
+def test_an_update_sent_after_its_holder_said_that_its_time_was_over_is_caught(world_of):
+    deny = at_point(Point.BEFORE_UPLOAD, into(Effect.DENY, "deadline"))
+    world = world_of(at_append={"beta": told("decision", deny, round=2, action="train")})
+    outcome = world.run().verify()
+    assert_caught(outcome, "permits", "holder beta, round 2", "sent without a permit at node-before-upload")
+    assert {problem.name for problem in outcome.problems} == {"permits"}  # the word itself is no offence
+
+
 def test_a_permit_that_the_policy_does_not_give_is_caught(world_of):
     world = world_of(at_append={"consortium": told("decision", into(Effect.PERMIT), round=3, holder="gamma")})
     assert_caught(world.run().verify(), "decisions", "coordinator, round 3", "a permit", "max_rounds")
