@@ -4,7 +4,9 @@ It has the network's side of the holder and nothing else: no torch, no policy, n
 hands on is Flower's message as it came, and what it hands back is the agent's answer as it is.
 """
 
+import socket
 import time
+from contextlib import suppress
 from typing import Final
 
 import grpc
@@ -26,6 +28,7 @@ CHANNEL_OPTIONS: Final = (
 _SHORTEST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 24 * 3600.0
 _PATIENCE_SECONDS: Final = 20.0
+_PAUSE_SECONDS: Final = 0.2
 
 app = ClientApp()
 
@@ -38,14 +41,14 @@ app = ClientApp()
 @app.query("evidence")
 def relay(message: Message, context: Context) -> Message:
     """Hand a message to the holder's agent, and its answer back."""
-    socket = context.node_config.get(SOCKET_KEY)
-    if not isinstance(socket, str):
+    path = context.node_config.get(SOCKET_KEY)
+    if not isinstance(path, str):
         return _fault(message, f"the SuperNode was started without {SOCKET_KEY}")
-    try:
-        with grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS) as channel:
-            return flower_messages.from_bytes(_ask(channel, message))
-    except grpc.FutureTimeoutError:
+    if not _listens(path, until=time.monotonic() + min(_PATIENCE_SECONDS, _seconds_left(message))):
         return _fault(message, "the holder's agent is not there")
+    try:
+        with grpc.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS) as channel:
+            return flower_messages.from_bytes(_ask(channel, message))
     except grpc.RpcError as error:
         # The status says what failed; its text is for the holder's own log.
         return _fault(message, f"the holder's agent did not answer ({error.code().name})")
@@ -53,9 +56,19 @@ def relay(message: Message, context: Context) -> Message:
         return _fault(message, "the holder's agent answered with something else than a message")
 
 
+def _listens(path: str, *, until: float) -> bool:
+    """Wait for an agent that is being restarted. Once it listens it is asked, once and never again."""
+    # Not by gRPC's own waiting: closing a channel that was waited for takes a fifth of a second.
+    while True:
+        with socket.socket(socket.AF_UNIX) as knock, suppress(OSError):
+            knock.connect(path)
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_PAUSE_SECONDS)
+
+
 def _ask(channel: grpc.Channel, message: Message) -> bytes:
-    # An agent that is being restarted is there again in a moment. Once it listens it is asked once, and never again.
-    grpc.channel_ready_future(channel).result(timeout=min(_PATIENCE_SECONDS, _seconds_left(message)))
     envelope = Envelope(message=flower_messages.to_bytes(message))
     answer: bytes = HolderAgentStub(channel).Answer(envelope, timeout=_seconds_left(message)).message
     return answer

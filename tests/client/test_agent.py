@@ -302,6 +302,7 @@ def test_a_relay_hands_on_the_very_message_and_the_very_answer(monkeypatch, tiny
         return flower_messages.to_bytes(Message(RecordDict({"x": ConfigRecord({"y": 1})}), reply_to=message))
 
     monkeypatch.setattr(relay, "_ask", answer)
+    monkeypatch.setattr(relay, "_listens", lambda _, until: bool(until))
     message = question(body=b'{"a": 1}')
     reply = hand_over(message, "a.sock")
     assert said == [flower_messages.to_bytes(message)]
