@@ -17,6 +17,7 @@
         ├── NoiseFault                   a noise generator fails its check (ringfence_client.workroom)
         ├── SandboxFault                 the trainer's own process broke off (ringfence_client.walled_workroom)
         ├── TrainingFault                training gave nothing that may be sent (ringfence_client.trainer)
+        ├── DeploymentFault              the coordinator's SuperLink or front does not work
         └── RunFailed                    a run stopped; the message says from where it can be resumed
 
 A message says what was expected, what came, where, and the next step. It never holds a holder's data or an update's
@@ -152,6 +153,12 @@ class Unaccountable(Fault):
     """A mechanism has no known privacy analysis. It is never counted as zero."""
 
     code = "unaccountable"
+
+
+class DeploymentFault(Fault):
+    """The coordinator's SuperLink, or its front for nodes, does not answer or cannot be started."""
+
+    code = "deployment-fault"
 
 
 class RunFailed(Fault):

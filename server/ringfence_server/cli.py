@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ringfence_policy.cli import answering, policy_app
+from ringfence_server.cli_coordinator import coordinator_app
 
 app = typer.Typer(
     name="ringfence",
@@ -26,6 +27,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(scenario_app, name="scenario")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(evidence_app, name="evidence")
+app.add_typer(coordinator_app, name="coordinator")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A scenario directory.")]
@@ -62,12 +64,18 @@ def run(
     out: Out = None,
     seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted.")] = False,
+    superlink: Annotated[
+        str | None,
+        typer.Option("--superlink", metavar="HOST:PORT", help="For a deployment: its SuperLink, on this machine."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the plan of DIR over its data holders. Budgets go on from what earlier runs spent."""
     from ringfence_server.cli_run import run_directory  # noqa: PLC0415
 
-    raise typer.Exit(run_directory(directory, plan=plan, out=out, seed=seed, resume=resume, as_json=as_json))
+    raise typer.Exit(
+        run_directory(directory, plan=plan, out=out, seed=seed, resume=resume, superlink=superlink, as_json=as_json)
+    )
 
 
 @policy_app.command()

@@ -11,9 +11,10 @@ from rich.table import Table
 
 from ringfence_policy.clauses import explain
 from ringfence_policy.database import Database
-from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.errors import ScenarioInvalid, UsageError
 from ringfence_policy.ledger import Meter, PrivacyLedger
 from ringfence_policy.vocabulary import PURPOSES
+from ringfence_server.deployment import is_deployment
 from ringfence_server.forecast import forecast, forecast_document
 from ringfence_server.scenario import Scenario, bundled_scenarios, load_scenario
 
@@ -28,6 +29,7 @@ _MICRO_QUANTITIES = {"epsilon": 10**6, "delta": 10**12, "rounds": 1}
 
 def show_preview(directory: Path, *, plan: Path | None, as_json: bool) -> int:
     """Preview a plan. Exit code 3 where no data holder at all would permit its first round."""
+    _refuse_deployment(directory, "policies")
     scenario = load_scenario(directory, plan=plan)
     document = forecast_document(scenario.plan, forecast(scenario, scenario.plan))
     if as_json:
@@ -84,6 +86,7 @@ def show_one_scenario(name: str, *, as_json: bool) -> None:
 
 def show_meters(directory: Path, *, as_json: bool) -> None:
     """Show every budget of a holder, or of all holders of a scenario."""
+    _refuse_deployment(directory, "ledgers")
     found = {path.parent.parent.name: _meters(path) for path in _ledgers(directory)}
     if as_json:
         document = {
@@ -137,7 +140,8 @@ def show_decisions(directory: Path, *, run_id: str | None, holder: str | None, d
 
 def _decisions(directory: Path) -> Iterator[dict[str, Any]]:
     logs: dict[str | None, Path] = {None: directory / "coordinator" / "log.db"}
-    logs |= {path.parent.parent.name: path for path in _ledgers(directory)}
+    if not is_deployment(directory):  # there each holder keeps its own
+        logs |= {path.parent.parent.name: path for path in _ledgers(directory)}
     for owner, path in logs.items():
         if not path.exists():
             continue
@@ -155,6 +159,17 @@ def _decisions(directory: Path) -> Iterator[dict[str, Any]]:
                     "action": record["action"],
                     **{key: decision[key] for key in ("point", "effect", "failed", "policy")},
                 }
+
+
+def _refuse_deployment(directory: Path, what: str) -> None:
+    if is_deployment(directory):
+        raise UsageError(
+            f"a deployment's {what} lie with its data holders, and only they read them",
+            expected="a scenario, whose data holders are on this machine",
+            where=str(directory),
+            next_step="`ringfence run DIR --superlink HOST:PORT` shows each data holder the plan before anything is "
+            "trained, and names who refuses it and by which clause; its summary has what each says it spent",
+        )
 
 
 def _ledgers(directory: Path) -> list[Path]:

@@ -28,11 +28,14 @@ from ringfence_server.events import EventFile
 from ringfence_server.evidence import gather_bundle, is_readable, roots_of_run
 from ringfence_server.governed_strategy import GovernedStrategy
 from ringfence_server.governor import Governor
+from ringfence_server.initial_model import initial_arrays
 from ringfence_server.outcome import RoundOutcome, Scores
 from ringfence_server.results import Results, write_results
 from ringfence_server.round_messages import model_digest
-from ringfence_server.run_file import COMPARISON, INITIAL_MODEL, RunFile, reach
+from ringfence_server.run_file import COMPARISON, RunFile, reach
 from ringfence_server.strategies import build_strategy
+
+NO_REFERENCES = "No comparison lines: each data holder's records stay on its own machine, and no pool of them exists."
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 Report = Callable[[str, Mapping[str, object]], None]
@@ -104,7 +107,7 @@ class _Conductor:
             final = self._evaluate(model)
         released = self._release(model, len(committed))
         with self._timed("references"):
-            references = reach(COMPARISON)(self.run.holder_directories, self.plan, measured_on=sorted(final))
+            references = self._references(final)
         with self._timed("evidence"):
             replies = self._hand_over()
             bundle = gather_bundle(
@@ -205,6 +208,12 @@ class _Conductor:
         self.checkpoints.save_measured(measured)
         return measured
 
+    def _references(self, final: Mapping[str, Rows]) -> Mapping[str, Any]:
+        if self.run.superlink is not None:
+            return {"note": NO_REFERENCES}
+        found: Mapping[str, Any] = reach(COMPARISON)(self.run.holder_directories, self.plan, measured_on=sorted(final))
+        return found
+
     def _release(self, model: Arrays, rounds: int) -> dict[str, Decision] | None:
         """Ask every holder whose updates are in the model; None when it may be released, else who refused and why."""
         if self._is_logged("model-released"):
@@ -252,8 +261,7 @@ class _Conductor:
 
     def _initial_model(self) -> Arrays:
         spec = json.loads(self.plan.terms.model.model_dump_json())
-        arrays: Arrays = reach(INITIAL_MODEL)(spec, self.plan.dataset_schema.feature_count)
-        return arrays
+        return initial_arrays(spec, self.plan.dataset_schema.feature_count)
 
     def _description(self) -> dict[str, object]:
         return {

@@ -28,9 +28,7 @@ def occupied(directory: Path) -> Iterator[int]:
     path.parent.mkdir(exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not is_locked(descriptor, fcntl.LOCK_EX):
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             raise ScenarioBusy(
                 "another run is going on in this directory",
@@ -38,7 +36,7 @@ def occupied(directory: Path) -> Iterator[int]:
                 got=f"process {holder}" if holder else "a run that is just starting",
                 where=str(directory),
                 next_step="wait until it ends; what it has spent then counts for the next one",
-            ) from None
+            )
         yield descriptor
     finally:
         os.close(descriptor)
@@ -48,3 +46,17 @@ def name_occupant(descriptor: int, process_id: int) -> None:
     """Say which process holds the directory, for those who are turned away."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{process_id}\n".encode(), 0)
+
+
+def is_locked(descriptor: int, kind: int) -> bool:
+    """Take a lock on a file if nobody stands in the way; says whether it was taken. It goes with the descriptor.
+
+    Args:
+        descriptor: The open file.
+        kind: `fcntl.LOCK_EX` to hold it alone, `fcntl.LOCK_SH` to find out whether somebody does.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

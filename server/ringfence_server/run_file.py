@@ -2,8 +2,8 @@
 
 import json
 import secrets
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
@@ -12,8 +12,9 @@ from typing import Any, Self
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import ScenarioInvalid
 from ringfence_policy.identity import PublicKey
-from ringfence_policy.plan import PlanHolder, TrainingPlan
+from ringfence_policy.plan import PlanFile, PlanHolder, TrainingPlan
 from ringfence_policy.protocol import HolderCard
+from ringfence_policy.schema import DatasetSchema
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.scenario import Scenario
 
@@ -23,8 +24,23 @@ INTRODUCE = "ringfence_client.enrolment:introduce"
 COHORT_APP = "ringfence_client.clientapp:cohort"
 INITIAL_MODEL = "ringfence_client.models:initial_arrays"
 COMPARISON = "ringfence_client.comparison:compare"
+# What a SuperLink and its SuperNodes load, each from what is installed on its own machine.
+SERVER_APP = "ringfence_server.serverapp:app"
+RELAY_APP = "ringfence_client.relay:app"
+
+# What the run configuration tells the ServerApp.
+RUN_DIRECTORY = "run-directory"
+ATTEMPT = "attempt"
 
 _FIRST_NODE_ID = 1001
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperNode:
+    """The SuperNode that speaks for one data holder: Flower's number for it, and its registered public key in PEM."""
+
+    node_id: int
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +49,19 @@ class RunFile:
 
     Attributes:
         run_id: Its name in every record.
-        flower_run_id: Flower's number for it.
+        flower_run_id: Flower's number for it; 0 where a SuperLink gives each attempt its own.
         scenario: The scenario's name, for people.
         directory: runs/<run id>/ of the scenario.
         out: Where results go.
         plan_token: The signed plan.
         cards: The registered holders.
-        holder_directories: Their directories on this machine.
+        holder_directories: Their directories on this machine; none in a deployment.
         seed: The rehearsal's seed, or None.
         attempt: How many processes have taken this run up.
         started_at: When, RFC 3339.
         is_finished: Whether results were written.
+        superlink: Where the SuperLink of a deployment answers; None where the holders are in the run's own process.
+        supernodes: In a deployment, each holder's SuperNode.
     """
 
     run_id: str
@@ -58,6 +76,8 @@ class RunFile:
     attempt: int
     started_at: str
     is_finished: bool = False
+    superlink: str | None = None
+    supernodes: dict[str, SuperNode] = field(default_factory=dict)
 
     def save(self) -> None:
         """Write the file, whole."""
@@ -73,7 +93,9 @@ class RunFile:
         path = directory / "run.json"
         if not path.exists():
             raise ScenarioInvalid("there is no run here", expected="a run.json", where=str(directory))
-        return cls(**json.loads(path.read_text()))
+        members = json.loads(path.read_text())
+        nodes = {holder: SuperNode(**node) for holder, node in members.pop("supernodes", {}).items()}
+        return cls(**members, supernodes=nodes)
 
     def next_attempt(self) -> Self:
         """The same run, taken up by one more process."""
@@ -81,6 +103,8 @@ class RunFile:
 
     def nodes(self) -> dict[int, HolderCard]:
         """Each holder's card by its Flower node number."""
+        if self.supernodes:
+            return {node.node_id: HolderCard(**self.cards[holder]) for holder, node in sorted(self.supernodes.items())}
         return {
             _FIRST_NODE_ID + position: HolderCard(**card)
             for position, (_, card) in enumerate(sorted(self.cards.items()))
@@ -109,16 +133,43 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunF
     Raises:
         RingfenceError: A holder could not be set up, or keys cannot be read.
     """
-    now = datetime.now(UTC)
-    run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     directories = {holder_id: str(scenario.holder_directory(holder_id).resolve()) for holder_id in scenario.holders}
     enrol = reach(ENROL)
     cards: dict[str, HolderCard] = {holder_id: enrol(path) for holder_id, path in sorted(directories.items())}
     for path in directories.values():
         reach(INTRODUCE)(path, list(cards.values()))
-    plan = TrainingPlan(
-        terms=scenario.plan,
-        dataset_schema=scenario.schema,
+    run = draft_run(
+        scenario.directory,
+        plan=scenario.plan,
+        schema=scenario.schema,
+        cards=cards,
+        out=out,
+        seed=seed,
+    )
+    run = replace(run, flower_run_id=secrets.randbits(62) | 1, holder_directories=directories)
+    run.save()
+    return run
+
+
+def draft_run(
+    root: Path, *, plan: PlanFile, schema: DatasetSchema, cards: Mapping[str, HolderCard], out: Path | None,
+    seed: int | None,
+) -> RunFile:  # fmt: skip
+    """Sign a plan for registered holders, and describe the run that it begins. The description is not saved yet.
+
+    Args:
+        root: The scenario's or deployment's own directory.
+        plan: What is to be run.
+        schema: What every holder's data looks like.
+        cards: The holders.
+        out: Where results go; the run's own directory by default.
+        seed: Makes the run a rehearsal with seeded noise: NOT PRIVATE.
+    """
+    now = datetime.now(UTC)
+    run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    frozen = TrainingPlan(
+        terms=plan,
+        dataset_schema=schema,
         holders={
             holder_id: PlanHolder(
                 weight=card.weight, root=card.root, root_thumbprint=PublicKey.from_jwk(card.root).thumbprint
@@ -127,27 +178,25 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunF
         },
         rehearsal=seed is not None,
     )
-    coordinator = Coordinator(scenario.directory / "coordinator", coordinator_id=scenario.plan.coordinator)
+    coordinator = Coordinator(root / "coordinator", coordinator_id=plan.coordinator)
     try:
-        plan_token = coordinator.sign_plan(plan)
+        plan_token = coordinator.sign_plan(frozen)
     finally:
         coordinator.close()
-    directory = (scenario.directory / "runs" / run_id).resolve()
-    run = RunFile(
+    directory = (root / "runs" / run_id).resolve()
+    return RunFile(
         run_id=run_id,
-        flower_run_id=secrets.randbits(62) | 1,
-        scenario=scenario.directory.resolve().name,
+        flower_run_id=0,
+        scenario=root.resolve().name,
         directory=str(directory),
         out=str((out if out is not None else directory).resolve()),
         plan_token=plan_token,
         cards={holder_id: card.model_dump(mode="json") for holder_id, card in cards.items()},
-        holder_directories=directories,
+        holder_directories={},
         seed=seed,
         attempt=1,
         started_at=now.isoformat(timespec="seconds"),
     )
-    run.save()
-    return run
 
 
 def unfinished_run(directory: Path) -> RunFile:

@@ -13,32 +13,20 @@ from pathlib import Path
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from ringfence_policy.errors import RingfenceError, RunFailed
-from ringfence_server.events import EventFile
-from ringfence_server.run_file import COHORT_APP, RunFile, reach
+from ringfence_policy.errors import RingfenceError
+from ringfence_server.run_failure import FLOWER_LOG, keep_log, told
+from ringfence_server.run_file import COHORT_APP, RUN_DIRECTORY, RunFile, reach
 
 
 def main(arguments: list[str]) -> int:
     """Carry out the run in the directory that the one argument names."""
     directory = Path(arguments[0])
-    form = "%(asctime)s %(name)s %(message)s"
-    logging.basicConfig(filename=directory / "worker.log", level=logging.INFO, format=form)
-    report = EventFile(directory / "events.jsonl")
+    keep_log(directory)
     try:
-        run_embedded(RunFile.load(directory))
+        with told(directory):
+            run_embedded(RunFile.load(directory))
     except RingfenceError as error:
-        report("run-failed", {"error": error.to_document(), "exit_code": error.exit_code})
         return error.exit_code
-    except Exception as error:
-        logging.getLogger(__name__).exception("the run failed")
-        failed = RunFailed(
-            "the run stopped at an unexpected fault",
-            got=type(error).__name__,
-            where=str(directory / "worker.log"),
-            next_step="what was committed is kept: `ringfence run --resume DIR` goes on from there",
-        )
-        report("run-failed", {"error": failed.to_document(), "exit_code": failed.exit_code})
-        return failed.exit_code
     return 0
 
 
@@ -47,7 +35,7 @@ def run_embedded(run: RunFile) -> None:
     from flwr.app import Context, RecordDict  # noqa: PLC0415 -- after logging is set up: Flower logs at import
 
     from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode  # noqa: PLC0415
-    from ringfence_server.serverapp import RUN_DIRECTORY, app  # noqa: PLC0415
+    from ringfence_server.serverapp import app  # noqa: PLC0415
 
     _quiet_flower(Path(run.directory))
     root = (run.root / "coordinator" / "root.jwk").read_text()
@@ -75,7 +63,7 @@ def _quiet_flower(directory: Path) -> None:
     flower = logging.getLogger("flwr")
     for handler in list(flower.handlers):
         flower.removeHandler(handler)
-    flower.addHandler(logging.FileHandler(directory / "flower.log"))
+    flower.addHandler(logging.FileHandler(directory / FLOWER_LOG))
     flower.propagate = False
 
 

@@ -17,6 +17,7 @@ from ringfence_policy.plan import (
     ReleaseTerms,
     TrainingTerms,
 )
+from ringfence_server.deployment import CoordinatorFile
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -39,6 +40,7 @@ WRITTEN_BY_PEOPLE = {
         schema.CategoryColumn,
         schema.BinaryColumn,
     ),
+    "coordinator.toml": (CoordinatorFile,),
 }
 
 
