@@ -12,6 +12,7 @@ from typing import Any
 from ringfence_client.datasource import HolderData
 from ringfence_client.holder_records import HolderRecords
 from ringfence_client.home import HolderHome
+from ringfence_client.known_stops import KnownStops
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.outbox import Outbox
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
@@ -89,7 +90,7 @@ class HolderNode:
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self._records = HolderRecords(home)
-        self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
+        self._stops = KnownStops(self.log)
         self._presence = Presence(home)
         if self._presence.is_alone:
             settle_open_holds(self.database, self.ledger, self.append)
@@ -141,8 +142,7 @@ class HolderNode:
             now_ms=self.clock(),
             cohort_size=len(plan.holders),
             cost=Cost(),
-            revoked=papers.revocation is not None,
-            status_fresh=papers.status is not None,
+            **papers.officers_word,
         )
         # What a round costs and how many records there are is judged again, with the figures, before each round.
         return self._gate(papers.policy).redecide(facts, point=Point.BEFORE_TRAINING)
@@ -249,9 +249,8 @@ class HolderNode:
         trust = self._trust.store("self", root_of(self.home))
         papers = read_papers(self.home, self._files, trust, now_ms=self.clock(), point=point)
         self._trust.save()
-        if isinstance(papers, Papers) and papers.revocation and papers.policy.policy_id not in self._revoked:
-            self.append("revoked", policy_id=papers.policy.policy_id)
-            self._revoked.add(papers.policy.policy_id)
+        if isinstance(papers, Papers):
+            self._stops.note(papers, self.append)
         return papers
 
     def terms(self, run_id: str, *, plan_digest: str, point: Point) -> RunTerms | Decision:
@@ -303,8 +302,7 @@ class HolderNode:
             cost=cost if cost is not None else self.cost(terms, policy, mechanism),
             evaluation=terms.settlement.evaluation_mode,
             records=self.data(terms.plan).records,
-            revoked=papers.revocation is not None,
-            status_fresh=papers.status is not None,
+            **papers.officers_word,
         )
         return self._gate(policy).decide(facts, point=point), facts
 

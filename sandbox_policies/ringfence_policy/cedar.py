@@ -36,7 +36,7 @@ namespace Ringfence {
     names_subjects: Bool,
     records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, columns: Set<String>,
     retention_days: Long, release_to: Audience, release_tier: Tier, evaluation: Evaluation, rehearsal: Bool,
-    revoked: Bool, round_under_way: Bool, status_fresh: Bool,
+    revoked: Bool, suspended: Bool, round_under_way: Bool, status_fresh: Bool,
   };
   action train, evaluate, release appliesTo { principal: [Organisation], resource: [Dataset], context: Use };
 }
@@ -186,6 +186,7 @@ def _as_cedar(request: RoundRequest, *, records_withheld: bool, round_under_way:
         "evaluation": _ref("Evaluation", request.evaluation.value),
         "rehearsal": request.rehearsal,
         "revoked": request.revoked,
+        "suspended": request.suspended,
         "round_under_way": round_under_way,
         "status_fresh": request.status_fresh,
     }

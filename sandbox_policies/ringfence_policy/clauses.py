@@ -471,6 +471,17 @@ _ROWS: Final[tuple[Clause, ...]] = (
         actual=lambda request: _yes(request.revoked, "revoked", "not revoked"),
     ),
     Clause(
+        id="suspended",
+        table=None,
+        odrl="(outside ODRL: a signed status)",
+        # Unlike a revocation it lets no round finish. Like one it ends use and leaves the release to the policy.
+        actions=USES,
+        cedar=lambda _: "!context.suspended",
+        sentence=lambda _: "While its data officer has suspended its use, this data is not used.",
+        limit=lambda _: "not suspended",
+        actual=lambda request: _yes(request.suspended, "suspended", "not suspended"),
+    ),
+    Clause(
         id="status",
         table=None,
         odrl="(outside ODRL: a signed status)",

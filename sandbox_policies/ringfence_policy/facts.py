@@ -35,6 +35,7 @@ def use_request(
     evaluation: Evaluation = Evaluation.NONE,
     records: int | None = None,
     revoked: bool,
+    suspended: bool,
     status_fresh: bool,
 ) -> RoundRequest:
     """Form the request for one use of one holder's data.
@@ -51,6 +52,7 @@ def use_request(
         evaluation: How the model would be measured, for an evaluation.
         records: Rows at the holder; None wherever the holder's own machine is not deciding. Secret.
         revoked: Whether the holder's status revokes the policy for this use.
+        suspended: Whether the holder's status suspends every use of its data.
         status_fresh: Whether a fresh status is at hand.
     """
     terms = plan.terms
@@ -81,5 +83,6 @@ def use_request(
         evaluation=evaluation,
         rehearsal=plan.rehearsal,
         revoked=revoked,
+        suspended=suspended,
         status_fresh=status_fresh,
     )

@@ -99,6 +99,7 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str) -> PreviewCase:
             cost=cost,
             evaluation=evaluation,
             revoked=False,
+            suspended=False,
             status_fresh=True,
         )
 

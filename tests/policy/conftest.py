@@ -116,6 +116,7 @@ _FACTS = {
     "evaluation": "private",
     "rehearsal": False,
     "revoked": False,
+    "suspended": False,
     "status_fresh": True,
 }
 
@@ -220,6 +221,7 @@ class RandomUses:
             "evaluation": policy.evaluation,
             "rehearsal": policy.rehearsal is Rehearsal.ALLOWED,
             "revoked": False,
+            "suspended": False,
             "status_fresh": True,
         }
 
@@ -254,6 +256,7 @@ class RandomUses:
         "evaluation": lambda self, _: self.pick(Evaluation),
         "rehearsal": lambda self, _: self.pick([True, False]),
         "revoked": lambda self, _: self.pick([True, False]),
+        "suspended": lambda self, _: self.pick([True, False]),
         "status_fresh": lambda self, _: self.pick([True, False]),
     }
 

@@ -100,6 +100,8 @@ class Holder(Party):
         self.status_seq = 7
         self.revoked = []
         self.ignores_revocation = False
+        self.suspended = None
+        self.ignores_suspension = False
 
     @property
     def dataset(self):
@@ -108,7 +110,7 @@ class Holder(Party):
     def status_token(self):
         document = status_document(
             self.name, seq=self.status_seq, issued_ms=self.world.now_ms, good_until_ms=self.world.now_ms + 900_000,
-            revoked=self.revoked,
+            revoked=self.revoked, suspended=self.suspended,
         )  # fmt: skip
         return sign(document, type=DocumentType.STATUS, key=self.key[Role.STATUS])
 
@@ -133,6 +135,7 @@ class Holder(Party):
             self.world.plan, self.policy, action=action, now_ms=self.world.now_ms, cohort_size=cohort_size, cost=cost,
             evaluation=evaluation, records=records, status_fresh=True,
             revoked=bool(self.revoked) and not self.ignores_revocation,
+            suspended=self.suspended is not None and not self.ignores_suspension,
         )  # fmt: skip
 
     def decide(self, request, point, round_number, hold_id):
