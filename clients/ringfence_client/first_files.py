@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringfence_client.datasource import data_files
+from ringfence_client.datasource import DATA_FILES, data_files
 from ringfence_client.home import HolderHome
 from ringfence_policy.clauses import quoted
 from ringfence_policy.cli import LIBRARY
@@ -100,7 +100,7 @@ def still_missing(home: HolderHome) -> dict[str, str]:
     if not home.schema_file.exists():
         missing["schema.toml"] = "the declared shape of the data: the coordinator sends it, you read it and agree"
     if not data_files(home.directory):
-        missing["data.csv"] = "your records with exactly the schema's columns, or data.parquet"
+        missing[DATA_FILES[0]] = f"your records with exactly the schema's columns, or {DATA_FILES[1]}"
     return missing
 
 
@@ -140,6 +140,7 @@ def _policy_text(profile: HolderProfile, answers: Answers) -> str:
             "holder_id": profile.holder_id,
             "dataset_id": profile.dataset.dataset_id,
             "permitted_coordinators": who,
+            "regions": policy.regions if profile.region in policy.regions else (profile.region,),
             "epsilon_micro": profile.dataset.epsilon_micro,
             "delta_pico": profile.dataset.delta_pico,
         }

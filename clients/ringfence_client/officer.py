@@ -288,9 +288,12 @@ def resume(home: HolderHome, *, now_ms: int) -> Status:
 def alone(home: HolderHome) -> Iterator[None]:
     """Change the holder's papers while nobody else does."""
     # A renewal by the node and a revocation by the officer may meet: neither may overwrite what the other signed.
-    with (home.papers / ".lock").open("w") as lock:
+    lock = os.open(home.papers / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _next_status(

@@ -22,13 +22,16 @@ from ringfence_policy.wording import (
     REVOKE_SENTENCES,
     SUBJECT_SENTENCES,
     UNIT_WORDS,
+    code_sentence,
     counted,
     day_text,
     delta_text,
     epsilon_text,
+    holders_sentence,
     label,
     labels,
     listed,
+    retention_sentence,
 )
 
 ALL_ACTIONS: Final = frozenset(Action)
@@ -104,28 +107,6 @@ def _instant(moment: datetime) -> str:
 
 def _yes(value: bool, yes: str, no: str) -> str:  # noqa: FBT001 - reads as a sentence where it is used
     return yes if value else no
-
-
-def _code_sentence(policy: UsagePolicy) -> str:
-    digests = sum(name != BUILT_IN for name in policy.code)
-    if not digests:
-        return "Only models built into Ringfence may be trained; no outside code runs on this data."
-    also = " or models built into Ringfence" if BUILT_IN in policy.code else ""
-    return f"Only model code with {counted(digests, 'approved digest')}{also} may run on this data."
-
-
-def _retention_sentence(policy: UsagePolicy) -> str:
-    if policy.retention_days == 0:
-        return "Updates from this data must be deleted as soon as the round is over."
-    return f"Updates from this data must be deleted within {counted(policy.retention_days, 'day')}."
-
-
-def _holders_sentence(policy: UsagePolicy) -> str:
-    if policy.min_holders == 1:
-        return "This data may be used alone, without other data holders."
-    return (
-        f"At least {counted(policy.min_holders, 'data holder')} must take part in a round together, this one included."
-    )
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -230,7 +211,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="rf:code isAnyOf",
         cedar=lambda policy: f"{_strings(policy.code)}.contains(context.code)",
-        sentence=_code_sentence,
+        sentence=code_sentence,
         limit=lambda policy: listed(policy.code, joined_by="or"),
         actual=lambda request: request.code_digest or BUILT_IN,
     ),
@@ -280,7 +261,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:holders gteq",
         actions=USES,
         cedar=lambda policy: f"context.holders >= {policy.min_holders}",
-        sentence=_holders_sentence,
+        sentence=holders_sentence,
         limit=lambda policy: f"at least {counted(policy.min_holders, 'data holder')}",
         actual=lambda request: counted(request.holders, "data holder"),
     ),
@@ -430,7 +411,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="duty: rf:deleteUpdates within rf:afterRound lteq",
         actions=USES,
         cedar=lambda policy: f"context.retention_days <= {policy.retention_days}",
-        sentence=_retention_sentence,
+        sentence=retention_sentence,
         limit=lambda policy: f"at most {counted(policy.retention_days, 'day')}",
         actual=lambda request: counted(request.retention_days, "day"),
     ),

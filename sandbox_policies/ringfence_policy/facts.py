@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.request import RoundRequest
@@ -55,34 +55,41 @@ def use_request(
         suspended: Whether the holder's status suspends every use of its data.
         status_fresh: Whether a fresh status is at hand.
     """
-    terms = plan.terms
     return RoundRequest(
+        **_planned(plan),
         policy_id=policy.policy_id,
         action=action,
-        coordinator=terms.coordinator,
         dataset_id=policy.dataset_id,
-        purpose=terms.purpose,
-        task=terms.task,
-        plan_digest=plan.digest,
-        code_digest=terms.model.code_digest,
-        region=terms.cohort.region,
         now=datetime.fromtimestamp(now_ms / 1000, UTC),
         rounds_used=cost.rounds_used,
         epsilon_after_micro=cost.epsilon_after_micro,
         epsilon_cost_micro=cost.epsilon_cost_micro,
         delta_pico=policy.delta_pico,
-        unit=plan.unit,
-        names_subjects=plan.dataset_schema.subject is not None,
         records=records,
         holders=cohort_size,
-        secure_aggregation=terms.cohort.secure_aggregation,
-        columns=frozenset(plan.dataset_schema.column_names()),
-        retention_days=terms.release.retention_days,
-        release_to=terms.release.to,
-        release_tier=terms.release.tier,
         evaluation=evaluation,
-        rehearsal=plan.rehearsal,
         revoked=revoked,
         suspended=suspended,
         status_fresh=status_fresh,
     )
+
+
+def _planned(plan: "TrainingPlan") -> dict[str, Any]:
+    """The facts that the signed plan alone says."""
+    terms = plan.terms
+    return {
+        "coordinator": terms.coordinator,
+        "purpose": terms.purpose,
+        "task": terms.task,
+        "plan_digest": plan.digest,
+        "code_digest": terms.model.code_digest,
+        "region": terms.cohort.region,
+        "unit": plan.unit,
+        "names_subjects": plan.dataset_schema.subject is not None,
+        "secure_aggregation": terms.cohort.secure_aggregation,
+        "columns": frozenset(plan.dataset_schema.column_names()),
+        "retention_days": terms.release.retention_days,
+        "release_to": terms.release.to,
+        "release_tier": terms.release.tier,
+        "rehearsal": plan.rehearsal,
+    }
