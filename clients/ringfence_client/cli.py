@@ -24,7 +24,6 @@ app = typer.Typer(
     help="A data holder's own commands: set up, join, sign terms, see every use, suspend, revoke, replace keys.",
 )
 app.add_typer(policy_app, name="policy")
-
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cli_setup.app)
@@ -40,7 +39,7 @@ def sign(directory: Directory, *, as_json: AsJson = False) -> None:
     from ringfence_client.officer import sign_policy  # noqa: PLC0415
     from ringfence_policy.clauses import explain  # noqa: PLC0415
 
-    policy = sign_policy(HolderHome(directory))
+    policy = sign_policy(_set_up_home(HolderHome(directory)))
     if as_json:
         typer.echo(json.dumps({"policy": policy.reference, "digest": policy.digest}))
         return
@@ -56,7 +55,7 @@ def schema(directory: Directory, *, as_json: AsJson = False) -> None:
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.officer import agree_to_schema  # noqa: PLC0415
 
-    home = HolderHome(directory)
+    home = _set_up_home(HolderHome(directory))
     agreed, surplus = agree_to_schema(home)
     if as_json:
         columns = list(agreed.column_names())
@@ -84,11 +83,11 @@ def peer(
     from ringfence_policy.errors import UsageError  # noqa: PLC0415
     from ringfence_policy.identity import PublicKey  # noqa: PLC0415
 
+    home = _set_up_home(HolderHome(directory))
     try:
         key = PublicKey.from_jwk(json.loads(root.read_text()))
     except (OSError, ValueError) as error:
         raise UsageError("not a root key", expected="a root.jwk", got=type(error).__name__, where=str(root)) from None
-    home = HolderHome(directory)
     meet_peers(home, {holder_id: key})
     if as_json:
         typer.echo(json.dumps({name: known.thumbprint for name, known in known_peers(home).items()}))
@@ -101,13 +100,11 @@ def peer(
 def status(directory: Directory, *, as_json: AsJson = False) -> None:
     """Show where the holder in DIR stands: policy, budgets, decisions, coordinator, node. Renews its status."""
     from ringfence_client.cli_show import show_standing  # noqa: PLC0415
-    from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.officer import renew_status, signed_policy  # noqa: PLC0415
     from ringfence_policy.ledger import now_ms  # noqa: PLC0415
 
-    home = HolderHome(directory)
-    refuse_without_state(home)
+    home = _set_up_home(HolderHome(directory))
     show_standing(home, renew_status(home, now_ms=now_ms()), signed_policy(home), as_json=as_json)
 
 
@@ -116,11 +113,9 @@ def status(directory: Directory, *, as_json: AsJson = False) -> None:
 def ledger(directory: Directory, *, as_json: AsJson = False) -> None:
     """Show the budgets of DIR: spent, reserved, cap and what is left; and what each run took."""
     from ringfence_client.cli_show import show_ledger  # noqa: PLC0415
-    from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
 
-    home = HolderHome(directory)
-    refuse_without_state(home)
+    home = _set_up_home(HolderHome(directory))
     show_ledger(home, as_json=as_json)
 
 
@@ -135,11 +130,9 @@ def decisions(
 ) -> None:
     """Show every decision taken in DIR, with your own figures, which nobody else is shown."""
     from ringfence_client.cli_show import show_decisions  # noqa: PLC0415
-    from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
 
-    home = HolderHome(directory)
-    refuse_without_state(home)
+    home = _set_up_home(HolderHome(directory))
     show_decisions(home, run_id=run, denied=denied, as_json=as_json)
 
 

@@ -66,7 +66,7 @@ def _say_keys(document: dict[str, Any]) -> None:
     typer.echo(f"{root['key']}  root, {where}  {root['thumbprint']}")
     for one in document["keys"]:
         until = datetime.fromtimestamp(one["to_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-        state = "signs until" if one["state"] == "signs" else "retired at"
+        state = "signs until" if one["state"] == "signs" else "retired, good for nothing after"
         here = "" if one["is_here"] or one["state"] != "signs" else "  (its private half is not here)"
         typer.echo(f"{one['key']}  {', '.join(one['roles'])}, {state} {until}{here}")
     typer.echo(f"Key list {document['list']}.")
@@ -96,6 +96,7 @@ def rotate(
     home = HolderHome(directory)
     refuse_without_state(home)
     roles = [rotation.role_named(name) for name in role or [one.value for one in rotation.SIGNING_ROLES]]
+    rotation.refuse_open_node(home, roles)
     key = load_root(home, root) if any(one is not None for one in roles) else None
     made: dict[str, str] = {}
     for one in roles:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ringfence_client.home import HolderHome
 from ringfence_client.joining import load_root
 from ringfence_client.officer import KEY_LIFETIME_MS, alone, open_own, own_keys, renew_while_alone
-from ringfence_client.recovery import Presence
+from ringfence_client.recovery import Presence, is_open
 from ringfence_policy.documents import KeyList, ListedKey, Role
 from ringfence_policy.durable import sync_directory, write_durably
 from ringfence_policy.errors import TrustRefused, UsageError
@@ -25,6 +25,9 @@ SIGNING_ROLES = (Role.POLICY, Role.STATUS, Role.NODE)
 
 # A verifier whose clock is behind by less than this takes what the new key signs.
 _DAY_MS = 24 * 60 * 60 * 1000
+# So long a retired key is still good for. A node that read its papers just before decides and records a moment later,
+# and a verifier holds the key that it names against the time of that record.
+GRACE_MS = 5 * 60 * 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class KeyState:
     """One key of the newest list.
 
     Attributes:
-        state: "signs" now, or "retired": what it signed in its time stays proven.
+        state: "signs", or "retired": nothing new is signed with it, what it signed in its time stays proven.
         is_here: Whether its private half is the one in use on this machine.
     """
 
@@ -51,7 +54,7 @@ def key_states(home: HolderHome, *, now_ms: int) -> list[KeyState]:
     return [
         KeyState(
             listed=listed,
-            state="signs" if listed.from_ms <= now_ms < listed.to_ms else "retired",
+            state="signs" if listed.from_ms <= now_ms and _is_in_force(listed, now_ms) else "retired",
             is_here=listed.public_key.thumbprint in here,
         )
         for listed in own_keys(home).keys
@@ -78,12 +81,7 @@ def rotate(home: HolderHome, role: Role, *, root: SigningKey, is_stolen: bool, n
     presence = Presence(home) if role is Role.NODE else None
     try:
         if presence is not None and not presence.is_alone:
-            raise UsageError(
-                "the node is open, and goes on signing with the key it has",
-                expected="a stopped node while its own key is replaced",
-                where=str(home.presence),
-                next_step="stop ringfence-node start, replace the key, start it again",
-            )
+            raise _open_node(home)
         with alone(home):
             return _rotate(home, role, root=root, is_stolen=is_stolen, now_ms=now_ms)
     finally:
@@ -91,9 +89,28 @@ def rotate(home: HolderHome, role: Role, *, root: SigningKey, is_stolen: bool, n
             presence.close()
 
 
+def refuse_open_node(home: HolderHome, roles: Sequence[Role | None]) -> None:
+    """Refuse to begin with the first of several keys where the last of them, the node's own, could not be replaced.
+
+    Raises:
+        UsageError: A node is open.
+    """
+    if Role.NODE in roles and is_open(home):
+        raise _open_node(home)
+
+
+def _open_node(home: HolderHome) -> UsageError:
+    return UsageError(
+        "the node is open, and goes on signing with the key it has",
+        expected="a stopped node while its own key is replaced",
+        where=str(home.presence),
+        next_step="stop ringfence-node start first; or replace the others now: --role policy --role status",
+    )
+
+
 def _rotate(home: HolderHome, role: Role, *, root: SigningKey, is_stolen: bool, now_ms: int) -> SigningKey:
     coming, place = _coming(home, role), home.keys / f"{role.value}.jwk"
-    signing = [one for one in own_keys(home).keys if role.value in one.roles and one.from_ms <= now_ms < one.to_ms]
+    signing = [one for one in own_keys(home).keys if role.value in one.roles and _is_in_force(one, now_ms)]
     current = _in_use(home, role)
     if coming.exists():
         new = SigningKey.load(coming)
@@ -153,6 +170,11 @@ def _coming(home: HolderHome, role: Role) -> Path:
     return home.keys / f"{role.value}.next.jwk"
 
 
+def _is_in_force(listed: ListedKey, now_ms: int) -> bool:
+    """Whether a key is listed to sign for longer than a retired one would be."""
+    return listed.to_ms > now_ms + GRACE_MS
+
+
 def _save_whole(key: SigningKey, path: Path) -> None:
     """Save a key so that a crash leaves it whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -189,11 +211,11 @@ def _retire_others(
     listed = own_keys(home)
     kept: list[ListedKey] = []
     for one in listed.keys:
-        signs_too = role.value in one.roles and one.public_key != new.public() and now_ms < one.to_ms
+        signs_too = role.value in one.roles and one.public_key != new.public() and _is_in_force(one, now_ms)
         if not signs_too:
             kept.append(one)
         elif not is_stolen:
-            kept.append(one.model_copy(update={"to_ms": now_ms}))
+            kept.append(one.model_copy(update={"to_ms": now_ms + GRACE_MS}))
     if tuple(kept) != listed.keys:
         _write_list(home, listed, tuple(kept), root=root)
 

@@ -18,7 +18,7 @@ class KnownStops:
         self._read = 0
         self._revoked: set[str] = set()
         self._is_suspended = False
-        self._status_seq = 0
+        self._noted = (0, "")
         self._catch_up()
 
     def note(self, papers: Papers, append: Callable[..., int]) -> None:
@@ -28,17 +28,16 @@ class KnownStops:
             papers: The holder's papers.
             append: Adds a record to the log.
         """
-        status = papers.status
-        if status is None or status.seq == self._status_seq:
+        status, policy_id = papers.status, papers.policy.policy_id
+        if status is None or (status.seq, policy_id) == self._noted:
             return
         self._catch_up()  # another process of this holder may have learnt of a stop, or of its end, before this one
-        policy_id = papers.policy.policy_id
         if papers.revocation is not None and policy_id not in self._revoked:
             append("revoked", policy_id=policy_id)
         if (status.suspended is not None) != self._is_suspended:
             append("suspended" if status.suspended is not None else "suspension-lifted", status_seq=status.seq)
         self._catch_up()
-        self._status_seq = status.seq
+        self._noted = (status.seq, policy_id)
 
     def _catch_up(self) -> None:
         for record in self._log.records(self._read):

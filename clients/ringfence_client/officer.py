@@ -140,6 +140,11 @@ def sign_policy(home: HolderHome) -> UsagePolicy:
     Raises:
         DocumentInvalid: The policy changed but its version did not rise.
     """
+    with alone(home):  # the key may be replaced by another command at this moment
+        return _sign_policy(home)
+
+
+def _sign_policy(home: HolderHome) -> UsagePolicy:
     policy = checked_policy(home)
     signed = signed_policy(home)
     if signed is not None and policy.policy_id == signed.policy_id:

@@ -91,9 +91,7 @@ def test_every_kind_of_fault_is_counted_in_its_column_with_what_becomes_of_it(ho
         "word,1,wet,round,2,t4",
     )
     report = check_data(directory, schema_of())
-    counts = {
-        one.name: (one.missing, one.wrong_type, one.out_of_bounds, one.unknown_words) for one in report.columns
-    }
+    counts = {one.name: (one.missing, one.wrong_type, one.out_of_bounds, one.unknown_words) for one in report.columns}
     assert counts == {
         "length": (2, 2, 1, 0),
         "width": (1, 1, 1, 0),
@@ -229,10 +227,8 @@ RELAXED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_
 def test_no_cell_of_the_data_appears_in_any_output(holder, rows):
     directory = holder(*(",".join(row) for row in rows))
     # Printed one per line and without the borders that a table would put into the middle of a canary.
-    shown = "".join(
-        [node("data", "check", directory).output, node("data", "check", directory, "--json").output]
-        + [repr(check_data(directory, schema_of()))]
-    )
+    shown = node("data", "check", directory).output + node("data", "check", directory, "--json").output
+    shown += repr(check_data(directory, schema_of()))
     told = shown.lower().replace("│", "").replace("\n", "").replace(" ", "")
     for cell in {cell for row in rows for cell in row if len(cell) > 6}:
         assert cell.lower().replace(" ", "") not in told

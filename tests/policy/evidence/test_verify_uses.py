@@ -126,6 +126,7 @@ def test_a_refusal_under_another_reason_than_the_true_one_is_caught(world_of):
         (facts(delta_pico=1), "delta_pico is not what"),
         (facts(now="2026-06-01T00:00:00.000Z"), "more than an hour off"),
         (with_(policy_key_id="someone"), "names key someone"),
+        (with_(policy_key_id="alpha/status-1"), "names key alpha/status-1"),
         (with_(action="evaluate"), "recorded as evaluate, decided as train"),
         (with_(inputs=None), "a permit without the facts"),
     ],
