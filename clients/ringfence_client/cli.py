@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ringfence_client import cli_setup
+from ringfence_client.cli_data import data_app
+from ringfence_client.cli_keys import keys_app
+from ringfence_client.cli_options import AsJson, Directory, Reason
 from ringfence_policy.cli import answering, policy_app
 
 if TYPE_CHECKING:
+    from ringfence_client.home import HolderHome
     from ringfence_policy.documents import Status
 
 app = typer.Typer(
@@ -16,31 +21,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # a crash must not print keys or records that happen to be in scope
-    help="A data holder's own commands: set up, sign terms, look at the status, revoke.",
+    help="A data holder's own commands: set up, join, sign terms, see every use, suspend, revoke, replace keys.",
 )
 app.add_typer(policy_app, name="policy")
+app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
+app.add_typer(cli_setup.app)
 
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The holder's directory, with holder.toml.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-
-
-@app.command()
-@answering
-def init(directory: Directory, *, as_json: AsJson = False) -> None:
-    """Make keys and an empty ledger for the holder in DIR, and sign its policy."""
-    from ringfence_client.home import HolderHome  # noqa: PLC0415 -- see the module docstring
-    from ringfence_client.officer import root_of, set_up  # noqa: PLC0415
-    from ringfence_policy.ledger import now_ms  # noqa: PLC0415
-
-    home = HolderHome(directory)
-    set_up(home, now_ms=now_ms())
-    root = root_of(home)
-    if as_json:
-        typer.echo(json.dumps({"holder": home.profile.holder_id, "root": root.jwk, "thumbprint": root.thumbprint}))
-    else:
-        typer.echo(f"{home.profile.name} is set up in {home.state}")
-        typer.echo(f"Give the coordinator, and whoever audits you, this root key: {home.papers / 'root.jwk'}")
-        typer.echo(f"and read its thumbprint to them: {root.thumbprint}")
+_LONGEST_REASON = 500
 
 
 @app.command()
@@ -51,7 +39,7 @@ def sign(directory: Directory, *, as_json: AsJson = False) -> None:
     from ringfence_client.officer import sign_policy  # noqa: PLC0415
     from ringfence_policy.clauses import explain  # noqa: PLC0415
 
-    policy = sign_policy(HolderHome(directory))
+    policy = sign_policy(_set_up_home(HolderHome(directory)))
     if as_json:
         typer.echo(json.dumps({"policy": policy.reference, "digest": policy.digest}))
         return
@@ -67,7 +55,7 @@ def schema(directory: Directory, *, as_json: AsJson = False) -> None:
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.officer import agree_to_schema  # noqa: PLC0415
 
-    home = HolderHome(directory)
+    home = _set_up_home(HolderHome(directory))
     agreed, surplus = agree_to_schema(home)
     if as_json:
         columns = list(agreed.column_names())
@@ -95,11 +83,11 @@ def peer(
     from ringfence_policy.errors import UsageError  # noqa: PLC0415
     from ringfence_policy.identity import PublicKey  # noqa: PLC0415
 
+    home = _set_up_home(HolderHome(directory))
     try:
         key = PublicKey.from_jwk(json.loads(root.read_text()))
     except (OSError, ValueError) as error:
         raise UsageError("not a root key", expected="a root.jwk", got=type(error).__name__, where=str(root)) from None
-    home = HolderHome(directory)
     meet_peers(home, {holder_id: key})
     if as_json:
         typer.echo(json.dumps({name: known.thumbprint for name, known in known_peers(home).items()}))
@@ -110,31 +98,82 @@ def peer(
 @app.command()
 @answering
 def status(directory: Directory, *, as_json: AsJson = False) -> None:
-    """Show whether the policy of DIR stands or is revoked."""
+    """Show where the holder in DIR stands: policy, budgets, decisions, coordinator, node. Renews its status."""
+    from ringfence_client.cli_show import show_standing  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.officer import renew_status, signed_policy  # noqa: PLC0415
     from ringfence_policy.ledger import now_ms  # noqa: PLC0415
 
-    home = HolderHome(directory)
-    _say_status(renew_status(home, now_ms=now_ms()), signed_policy(home), as_json=as_json)
+    home = _set_up_home(HolderHome(directory))
+    show_standing(home, renew_status(home, now_ms=now_ms()), signed_policy(home), as_json=as_json)
 
 
 @app.command()
 @answering
-def revoke(
+def ledger(directory: Directory, *, as_json: AsJson = False) -> None:
+    """Show the budgets of DIR: spent, reserved, cap and what is left; and what each run took."""
+    from ringfence_client.cli_show import show_ledger  # noqa: PLC0415
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+
+    home = _set_up_home(HolderHome(directory))
+    show_ledger(home, as_json=as_json)
+
+
+@app.command()
+@answering
+def decisions(
     directory: Directory,
     *,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why. Signed, and public.")] = "withdrawn",
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Only those of this run.")] = None,
+    denied: Annotated[bool, typer.Option("--denied", help="Only denials.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Withdraw the signed policy of DIR. Takes effect at the next gate, also in a run that is under way."""
+    """Show every decision taken in DIR, with your own figures, which nobody else is shown."""
+    from ringfence_client.cli_show import show_decisions  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
-    from ringfence_client.officer import revoke as withdraw  # noqa: PLC0415
-    from ringfence_client.officer import signed_policy  # noqa: PLC0415
+
+    home = _set_up_home(HolderHome(directory))
+    show_decisions(home, run_id=run, denied=denied, as_json=as_json)
+
+
+@app.command()
+@answering
+def suspend(directory: Directory, *, reason: Reason = "suspended", as_json: AsJson = False) -> None:
+    """Stop every use of the data of DIR from the next gate on, until `resume`. Budgets and policy stay as they are."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import suspend as stop  # noqa: PLC0415
     from ringfence_policy.ledger import now_ms  # noqa: PLC0415
 
-    home = HolderHome(directory)
-    _say_status(withdraw(home, reason=reason, now_ms=now_ms()), signed_policy(home), as_json=as_json)
+    _refuse_long(reason)
+    home = _set_up_home(HolderHome(directory))
+    _say_status(stop(home, reason=reason, now_ms=now_ms()), home, as_json=as_json)
+    if not as_json:
+        typer.echo("What is in training now is thrown away and its budget given back. What was sent stays sent.")
+
+
+@app.command()
+@answering
+def resume(directory: Directory, *, as_json: AsJson = False) -> None:
+    """Lift the suspension of DIR. A revoked policy stays revoked."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import resume as lift  # noqa: PLC0415
+    from ringfence_policy.ledger import now_ms  # noqa: PLC0415
+
+    home = _set_up_home(HolderHome(directory))
+    _say_status(lift(home, now_ms=now_ms()), home, as_json=as_json)
+
+
+@app.command()
+@answering
+def revoke(directory: Directory, *, reason: Reason = "withdrawn", as_json: AsJson = False) -> None:
+    """Withdraw the signed policy of DIR, for good. Takes effect at the next gate, also in a run that is under way."""
+    from ringfence_client.home import HolderHome  # noqa: PLC0415
+    from ringfence_client.officer import revoke as withdraw  # noqa: PLC0415
+    from ringfence_policy.ledger import now_ms  # noqa: PLC0415
+
+    _refuse_long(reason)
+    home = _set_up_home(HolderHome(directory))
+    _say_status(withdraw(home, reason=reason, now_ms=now_ms()), home, as_json=as_json)
     if not as_json:
         typer.echo("What was sent before stays sent, and its budget stays spent: nothing is unlearned.")
 
@@ -189,14 +228,32 @@ def start(
     )
 
 
-def _say_status(status: "Status", policy: object, *, as_json: bool) -> None:
+def _set_up_home(home: "HolderHome") -> "HolderHome":
+    from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
+
+    refuse_without_state(home)
+    return home
+
+
+def _refuse_long(reason: str) -> None:
+    from ringfence_policy.errors import UsageError  # noqa: PLC0415
+
+    if len(reason) > _LONGEST_REASON:
+        raise UsageError("the reason is too long", expected=f"{_LONGEST_REASON} characters", got=f"{len(reason)}")
+
+
+def _say_status(status: "Status", home: "HolderHome", *, as_json: bool) -> None:
+    from ringfence_client.officer import signed_policy  # noqa: PLC0415
+
     if as_json:
         typer.echo(json.dumps(status.to_document()))
         return
-    reference = getattr(policy, "reference", "no signed policy")
-    policy_id = getattr(policy, "policy_id", "")
-    entry = status.revocation_of(policy_id)
-    typer.echo(f"{reference}: {'stands' if entry is None else f'revoked ({entry.reason})'}; status {status.seq}")
+    policy = signed_policy(home)
+    entry = None if policy is None else status.revocation_of(policy.policy_id)
+    now = "stands" if entry is None else f"revoked ({entry.reason})"
+    if status.suspended is not None:
+        now += f", and every use is suspended ({status.suspended.reason})"
+    typer.echo(f"{'no signed policy' if policy is None else policy.reference}: {now}; status {status.seq}")
 
 
 def main() -> None:

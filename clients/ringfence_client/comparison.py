@@ -11,7 +11,7 @@ from typing import Any
 
 from ringfence_client.datasource import load_dataset
 from ringfence_client.home import HolderHome
-from ringfence_client.officer import is_revoked, signed_policy
+from ringfence_client.officer import is_revoked, is_suspended, signed_policy
 from ringfence_client.references import ReferenceHolder, compute_references
 from ringfence_policy.decision import Point
 from ringfence_policy.errors import DataInvalid
@@ -63,7 +63,7 @@ def compare(directories: Mapping[str, str], plan: TrainingPlan, *, measured_on: 
 
 def _permits(policy: UsagePolicy, home: HolderHome, plan: TrainingPlan, *, company: int) -> bool:
     """Whether the policy permits training and exact measures of this plan as a rehearsal, right now."""
-    gate, revoked = PolicyGate(policy), is_revoked(home)
+    gate, revoked, suspended = PolicyGate(policy), is_revoked(home), is_suspended(home)
     rehearsal = plan.model_copy(update={"rehearsal": True})
     for action, evaluation in ((Action.TRAIN, Evaluation.NONE), (Action.EVALUATE, Evaluation.EXACT)):
         facts = use_request(
@@ -76,6 +76,7 @@ def _permits(policy: UsagePolicy, home: HolderHome, plan: TrainingPlan, *, compa
             evaluation=evaluation,
             sandboxed=False,  # the records are opened here, in the run's own process
             revoked=revoked,
+            suspended=suspended,
             status_fresh=True,
         )
         # Not judged: the row count. These records are published, and the holder says so by allowing rehearsals.

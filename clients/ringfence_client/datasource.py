@@ -26,6 +26,7 @@ from ringfence_policy.schema import BinaryColumn, CategoryColumn, Column, Datase
 DATA_FILES: Final = ("data.csv", "data.parquet")
 _WORD_TYPES: Final = (pl.String, pl.Boolean, pl.Null, pl.Categorical, pl.Enum)
 _SEPARATOR: Final = "\x1f"
+_UNREADABLE: Final = "\x00unreadable"  # schemas allow no control characters in a word
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,6 +181,34 @@ def load_dataset(holder_dir: Path, schema: DatasetSchema) -> HolderData:
     )
 
 
+def data_files(holder_dir: Path) -> list[Path]:
+    """The data files that are there: one, or the directory is not ready."""
+    return [holder_dir / name for name in DATA_FILES if (holder_dir / name).is_file()]
+
+
+def read_table(holder_dir: Path) -> pl.DataFrame:
+    """The records as they lie in the file, for `data_check`, which counts what does not fit. Secret, every cell.
+
+    Returns:
+        One column for each column of the file, whatever the schema says: text out of CSV, typed out of Parquet.
+
+    Raises:
+        DataInvalid: There is not exactly one data file, or it cannot be read.
+    """
+    return _read(_data_file(holder_dir))
+
+
+def as_text(values: pl.Series) -> pl.Series:
+    """A column of the file as the text that its values are read from; null where one is absent. Secret.
+
+    What is neither text, number nor truth value, such as a date in Parquet, comes out as a word that no schema knows.
+    """
+    if values.dtype in _WORD_TYPES or values.dtype.is_numeric():
+        texts = values.cast(pl.String).str.strip_chars()
+        return texts.set(texts == "", None)
+    return pl.Series(values.name, [None if value is None else _UNREADABLE for value in values], dtype=pl.String)
+
+
 def _assemble(
     features: Float32Array,
     labels: Float32Array,
@@ -216,7 +245,7 @@ def _keyed(digests: Sequence[bytes], salt: str) -> npt.NDArray[np.uint64]:
 
 
 def _data_file(holder_dir: Path) -> Path:
-    found = [holder_dir / name for name in DATA_FILES if (holder_dir / name).is_file()]
+    found = data_files(holder_dir)
     if len(found) != 1:
         raise DataInvalid(
             "a holder has exactly one data file",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ringfence_client.home import HolderHome
-from ringfence_client.officer import root_of, set_up
+from ringfence_client.joining import card_of
+from ringfence_client.officer import set_up
 from ringfence_client.peers import meet_peers
 from ringfence_policy.identity import PublicKey
 from ringfence_policy.ledger import now_ms
@@ -20,14 +21,7 @@ def enrol(directory: str) -> HolderCard:
     """
     home = HolderHome(Path(directory))
     set_up(home, now_ms=now_ms())
-    profile = home.profile
-    return HolderCard(
-        holder_id=profile.holder_id,
-        name=profile.name,
-        region=profile.region,
-        weight=profile.dataset.weight,
-        root=root_of(home).jwk,
-    )
+    return card_of(home)
 
 
 def introduce(directory: str, cards: Sequence[HolderCard]) -> None:

@@ -2,7 +2,8 @@
 
 <holder>/holder.toml policy.toml data.csv|data.parquet     what people write
 <holder>/state/keys/        root, policy, status and node keys, mode 0600 (in real use the root key stays offline)
-<holder>/state/papers/      signed key list, policies and status
+<holder>/state/papers/      signed key list, policies and status; the coordinator's invitation
+<holder>/state/relay/       the key of the SuperNode, the one thing of the state that its process reads
 <holder>/state/ledger.db    privacy ledger, evidence log, trust memory and outbox, one SQLite file
 <holder>/state/runs/        what each run was shown: plan, mechanism
 """
@@ -75,6 +76,31 @@ class HolderHome:
     def status_number(self) -> Path:
         """The number of the status that was signed here last."""
         return self.keys / "status.number"
+
+    @cached_property
+    def root_key(self) -> Path:
+        """The root private key, where it does not lie offline."""
+        return self.keys / "root.jwk"
+
+    @cached_property
+    def root(self) -> Path:
+        """The root public key."""
+        return self.papers / "root.jwk"
+
+    @cached_property
+    def supernode_key(self) -> Path:
+        """The SuperNode's private key, apart from `keys`: its process may read this and nothing there."""
+        return self.state / "relay" / "supernode.key"
+
+    @cached_property
+    def coordinator(self) -> Path:
+        """The invitation of the coordinator that this holder joined."""
+        return self.papers / "coordinator.jws"
+
+    @cached_property
+    def presence(self) -> Path:
+        """The file that every open node of this holder holds a lock on."""
+        return self.state / "node.lock"
 
     @property
     def is_set_up(self) -> bool:

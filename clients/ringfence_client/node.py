@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from ringfence_client.home import HolderHome
+from ringfence_client.known_stops import KnownStops
 from ringfence_client.officer import revoke, root_of
 from ringfence_client.outbox import Outbox
 from ringfence_client.papers import Papers, read_papers, read_token, without_status
@@ -95,7 +96,7 @@ class HolderNode:
         self._coordinator_root = coordinator_root
         self._gates: dict[str, PolicyGate] = {}
         self.workroom = workroom
-        self._revoked = {record["policy_id"] for record in self.log.records() if record["kind"] == "revoked"}
+        self._stops = KnownStops(self.log)
         self._presence = Presence(home)
         if self._presence.is_alone:
             settle_open_holds(self.database, self.ledger, self.append)
@@ -149,8 +150,7 @@ class HolderNode:
             cohort_size=len(plan.holders),
             cost=Cost(),
             sandboxed=self.workroom.sandboxed,
-            revoked=papers.revocation is not None,
-            status_fresh=papers.status is not None,
+            **papers.officers_word,
         )
         # What a round costs and how many records there are is judged again, with the figures, before each round.
         return self._gate(papers.policy).redecide(facts, point=Point.BEFORE_TRAINING)
@@ -257,9 +257,8 @@ class HolderNode:
         trust = self._trust.store("self", root_of(self.home))
         papers = read_papers(self.home, self._files, trust, now_ms=self.clock(), point=point)
         self._trust.save()
-        if isinstance(papers, Papers) and papers.revocation and papers.policy.policy_id not in self._revoked:
-            self.append("revoked", policy_id=papers.policy.policy_id)
-            self._revoked.add(papers.policy.policy_id)
+        if isinstance(papers, Papers):
+            self._stops.note(papers, self.append)
         return papers
 
     def terms(self, run_id: str, *, plan_digest: str, point: Point) -> RunTerms | Decision:
@@ -304,8 +303,7 @@ class HolderNode:
             evaluation=terms.settlement.evaluation_mode,
             records=self.workroom.facts(terms.plan).records,
             sandboxed=self.workroom.sandboxed,
-            revoked=papers.revocation is not None,
-            status_fresh=papers.status is not None,
+            **papers.officers_word,
         )
         return self._gate(policy).decide(facts, point=point), facts
 

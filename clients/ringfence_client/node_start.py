@@ -20,12 +20,13 @@ from ringfence_client.agent import HolderAgent, serving
 from ringfence_client.agent_door import default_socket
 from ringfence_client.datasource import DATA_FILES
 from ringfence_client.home import HolderHome
+from ringfence_client.joining import joined
 from ringfence_client.node import HolderNode
 from ringfence_client.supernode import SuperNode, SuperNodeSettings
 from ringfence_client.trainer_link import TrainerSettings
 from ringfence_client.walled_workroom import WalledWorkroom
 from ringfence_policy.errors import ScenarioInvalid, UsageError
-from ringfence_policy.letters import Invitation, read_letter
+from ringfence_policy.letters import Invitation
 
 _log = getLogger(__name__)
 
@@ -59,7 +60,7 @@ def start(home: HolderHome, options: StartOptions) -> None:
     Raises:
         RingfenceError: The holder is not set up, not joined, or cannot be opened.
     """
-    invitation = joined(home)
+    invitation = accepted_invitation(home)
     directory = home.state / "agent"
     directory.mkdir(exist_ok=True, mode=0o700)
     basicConfig(
@@ -89,7 +90,7 @@ def start(home: HolderHome, options: StartOptions) -> None:
     events("stopped", {})
 
 
-def joined(home: HolderHome) -> Invitation:
+def accepted_invitation(home: HolderHome) -> Invitation:
     """The invitation that this holder accepted.
 
     Raises:
@@ -103,15 +104,15 @@ def joined(home: HolderHome) -> Invitation:
             where=str(home.directory),
             next_step=f"ringfence-node init {home.directory}",
         )
-    path = home.papers / "coordinator.jws"
-    if not path.exists():
+    invitation = joined(home)
+    if invitation is None:
         raise ScenarioInvalid(
             "this holder has joined no coordinator",
             expected="an invitation that was accepted",
-            where=str(path),
+            where=str(home.coordinator),
             next_step=f"ringfence-node join {home.directory} INVITATION.jws",
         )
-    return Invitation.open(read_letter(path.read_bytes()))
+    return invitation
 
 
 class _Events:
@@ -167,7 +168,7 @@ def _supernode_settings(
     home: HolderHome, invitation: Invitation, socket: Path, options: StartOptions
 ) -> SuperNodeSettings:
     relay = home.state.resolve() / "relay"
-    key = relay / "flower.key"
+    key = home.supernode_key.resolve()
     if not key.exists():
         raise ScenarioInvalid(
             "the SuperNode has no key",

@@ -1,4 +1,4 @@
-"""What a data officer does with keys: set a holder up, sign a policy, renew the status, revoke.
+"""What a data officer does with keys: set a holder up, sign a policy, renew the status, suspend, revoke.
 
 The root key signs only key lists and belongs offline; on one machine, for trials, it lies beside the others.
 """
@@ -8,17 +8,26 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.watched_files import WatchedFiles
 from ringfence_policy.database import Database
-from ringfence_policy.documents import RevokedPolicy, Role, Status, key_list_document, status_document
+from ringfence_policy.documents import (
+    KeyList,
+    RevokedPolicy,
+    Role,
+    Status,
+    Suspension,
+    key_list_document,
+    status_document,
+)
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import DocumentInvalid, Refused, ScenarioInvalid, TrustRefused
-from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, TrustReason, open_signed, sign
+from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, TrustReason, open_signed, parse, sign
 from ringfence_policy.ledger import PrivacyLedger
 from ringfence_policy.policy import UsagePolicy, read_policy
 from ringfence_policy.schema import DatasetSchema
@@ -26,7 +35,7 @@ from ringfence_policy.strict_toml import read_toml
 
 STATUS_LIFETIME_MS = 15 * 60 * 1000
 _DAY_MS = 24 * 60 * 60 * 1000
-_KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
+KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
 _ROLES = {"policy": Role.POLICY, "status": Role.STATUS, "node": Role.NODE}
 
 
@@ -52,12 +61,13 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
     policy = checked_policy(home)
     partial = home.directory / f".state.{os.getpid()}.new"
     shutil.rmtree(partial, ignore_errors=True)
-    (partial / "keys").mkdir(parents=True, mode=0o700)
+    partial.mkdir(mode=0o700)
+    (partial / "keys").mkdir(mode=0o700)
     keys = {name: SigningKey.generate(f"{home.profile.holder_id}/{name}-1") for name in ("root", *_ROLES)}
     for name, key in keys.items():
         key.save(partial / "keys" / f"{name}.jwk")
     listed = [
-        (keys[name].public(), now_ms - _DAY_MS, now_ms + _KEY_LIFETIME_MS, [role]) for name, role in _ROLES.items()
+        (keys[name].public(), now_ms - _DAY_MS, now_ms + KEY_LIFETIME_MS, [role]) for name, role in _ROLES.items()
     ]
     papers = partial / "papers"
     write_durably(papers / "schema.digest", checked_schema(home)[0].digest.encode())
@@ -130,6 +140,11 @@ def sign_policy(home: HolderHome) -> UsagePolicy:
     Raises:
         DocumentInvalid: The policy changed but its version did not rise.
     """
+    with alone(home):  # the key may be replaced by another command at this moment
+        return _sign_policy(home)
+
+
+def _sign_policy(home: HolderHome) -> UsagePolicy:
     policy = checked_policy(home)
     signed = signed_policy(home)
     if signed is not None and policy.policy_id == signed.policy_id:
@@ -147,23 +162,63 @@ def sign_policy(home: HolderHome) -> UsagePolicy:
 
 
 def signed_policy(home: HolderHome) -> UsagePolicy | None:
-    """The policy last signed here with the officer's own key, or None."""
+    """The policy last signed here with one of the officer's own keys, or None.
+
+    Raises:
+        TrustRefused: What lies here is not the officer's own.
+    """
     path = home.signed_policy
     if not path.exists():
         return None
-    key = SigningKey.load(home.keys / "policy.jwk").public()
-    return UsagePolicy.from_document(open_signed(path.read_text(), type=DocumentType.POLICY, key=key))
+    return UsagePolicy.from_document(open_own(home, path, type=DocumentType.POLICY, role=Role.POLICY))
 
 
 def is_revoked(home: HolderHome) -> bool:
     """Whether the last status signed here revokes the signed policy; also where either of them cannot be read."""
-    policy = signed_policy(home)
-    key = SigningKey.load(home.keys / "status.jwk").public()
+    policy, status = signed_policy(home), last_status(home)
+    return policy is None or status is None or status.revocation_of(policy.policy_id) is not None
+
+
+def is_suspended(home: HolderHome) -> bool:
+    """Whether the last status signed here suspends every use; also where it cannot be read."""
+    status = last_status(home)
+    return status is None or status.suspended is not None
+
+
+def last_status(home: HolderHome) -> Status | None:
+    """The status that lies here, fresh or not, if it is this officer's own; otherwise None."""
     try:
-        document = open_signed((home.status).read_text(), type=DocumentType.STATUS, key=key)
-        return policy is None or Status.from_document(document).revocation_of(policy.policy_id) is not None
-    except (OSError, Refused):
-        return True
+        return Status.from_document(open_own(home, home.status, type=DocumentType.STATUS, role=Role.STATUS))
+    except (OSError, UnicodeDecodeError, Refused):
+        return None
+
+
+def own_keys(home: HolderHome) -> KeyList:
+    """The key list that lies here.
+
+    Raises:
+        TrustRefused: It is missing, or not signed by this holder's root key.
+    """
+    try:
+        token = home.key_list.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrustRefused("the key list cannot be read", got=type(error).__name__, where=str(home.key_list)) from None
+    return KeyList.from_document(open_signed(token, type=DocumentType.KEYS, key=root_of(home)))
+
+
+def open_own(home: HolderHome, path: Path, *, type: DocumentType, role: Role) -> dict[str, Any]:  # noqa: A002
+    """A paper that this officer signed, under whichever key of its list.
+
+    Raises:
+        OSError: It cannot be read.
+        TrustRefused: It is not signed by a key of the list that has the role.
+    """
+    token = path.read_text()
+    signer = parse(token).kid
+    for listed in own_keys(home).keys:
+        if listed.public_key.kid == signer and role.value in listed.roles:
+            return open_signed(token, type=type, key=listed.public_key)
+    raise TrustRefused(TrustReason.UNKNOWN_KEY.value, expected=f"a listed key with role {role.value}", where=str(path))
 
 
 def renew_status(home: HolderHome, *, now_ms: int) -> Status:
@@ -172,8 +227,17 @@ def renew_status(home: HolderHome, *, now_ms: int) -> Status:
     Raises:
         TrustRefused: The status at hand is not this officer's own, or not the newest one.
     """
-    with _alone(home):
-        return _next_status(home, now_ms=now_ms)
+    with alone(home):
+        return renew_while_alone(home, now_ms=now_ms)
+
+
+def renew_while_alone(home: HolderHome, *, now_ms: int) -> Status:
+    """As `renew_status`, for whoever holds `alone` already.
+
+    Raises:
+        TrustRefused: As `renew_status`.
+    """
+    return _next_status(home, now_ms=now_ms)
 
 
 def revoke(home: HolderHome, *, reason: str, now_ms: int) -> Status:
@@ -189,40 +253,71 @@ def revoke(home: HolderHome, *, reason: str, now_ms: int) -> Status:
     if policy is None:
         raise ScenarioInvalid("there is no signed policy to revoke", where=str(home.papers))
     entry = RevokedPolicy(policy_id=policy.policy_id, at_ms=now_ms, reason=reason, on_revoke=policy.on_revoke.value)
-    with _alone(home):
-        return _next_status(home, now_ms=now_ms, also_revoked=entry)
+
+    def add(current: Status) -> Status:
+        is_new = current.revocation_of(entry.policy_id) is None
+        return current.model_copy(update={"revoked": (*current.revoked, entry)}) if is_new else current
+
+    with alone(home):
+        return _next_status(home, now_ms=now_ms, change=add)
+
+
+def suspend(home: HolderHome, *, reason: str, now_ms: int) -> Status:
+    """Stop every use of the data from the next gate on, until `resume`. Suspending twice changes nothing.
+
+    What is in training then is thrown away and its budget given back. What was sent before stays sent and spent.
+
+    Raises:
+        TrustRefused: The status at hand is not this officer's own, or not the newest one.
+    """
+    suspension = Suspension(at_ms=now_ms, reason=reason)
+
+    def add(current: Status) -> Status:
+        return current.model_copy(update={"suspended": current.suspended or suspension})
+
+    with alone(home):
+        return _next_status(home, now_ms=now_ms, change=add)
+
+
+def resume(home: HolderHome, *, now_ms: int) -> Status:
+    """Lift the suspension, if there is one. A revocation stays.
+
+    Raises:
+        TrustRefused: The status at hand is not this officer's own, or not the newest one.
+    """
+    with alone(home):
+        return _next_status(home, now_ms=now_ms, change=lambda current: current.model_copy(update={"suspended": None}))
 
 
 @contextlib.contextmanager
-def _alone(home: HolderHome) -> Iterator[None]:
+def alone(home: HolderHome) -> Iterator[None]:
+    """Change the holder's papers while nobody else does."""
     # A renewal by the node and a revocation by the officer may meet: neither may overwrite what the other signed.
-    with (home.papers / ".lock").open("w") as lock:
+    lock = os.open(home.papers / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
-def _next_status(home: HolderHome, *, now_ms: int, also_revoked: RevokedPolicy | None = None) -> Status:
+def _next_status(
+    home: HolderHome, *, now_ms: int, change: Callable[[Status], Status] = lambda current: current
+) -> Status:
     key = SigningKey.load(home.keys / "status.jwk")
     path = home.status
-    current = Status.from_document(open_signed(path.read_text(), type=DocumentType.STATUS, key=key.public()))
-    revoked = current.revoked
+    current = Status.from_document(open_own(home, path, type=DocumentType.STATUS, role=Role.STATUS))
     if current.seq < last_signed_status(home):
         raise TrustRefused(
             TrustReason.REPLAYED.value,
             expected=f"status {last_signed_status(home)}, which was signed here last",
             got=f"status {current.seq}",
             where=str(path),
-            next_step="put the newest status.jws back: signing on from an older one would sign its revocations away",
+            next_step="put the newest status.jws back: signing on from an older one would sign its stops away",
         )
-    if also_revoked is not None and current.revocation_of(also_revoked.policy_id) is None:
-        revoked = (*revoked, also_revoked)
     issued_ms = max(now_ms, current.issued_ms)
-    status = Status(
-        holder_id=current.holder_id,
-        seq=current.seq + 1,
-        issued_ms=issued_ms,
-        good_until_ms=issued_ms + STATUS_LIFETIME_MS,
-        revoked=revoked,
+    status = change(current).model_copy(
+        update={"seq": current.seq + 1, "issued_ms": issued_ms, "good_until_ms": issued_ms + STATUS_LIFETIME_MS}
     )
     write_durably(path, sign(status.to_document(), type=DocumentType.STATUS, key=key).encode())
     write_durably(home.status_number, str(status.seq).encode())
@@ -250,7 +345,7 @@ def last_signed_status(home: HolderHome, files: WatchedFiles | None = None) -> i
 
 def root_of(home: HolderHome) -> PublicKey:
     """The holder's root public key, which whoever wants to verify this holder must learn out of band."""
-    return PublicKey.from_jwk(json.loads((home.papers / "root.jwk").read_text()))
+    return PublicKey.from_jwk(json.loads(home.root.read_text()))
 
 
 def _write_policy(papers: Path, policy: UsagePolicy, key: SigningKey) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import STATUS_LIFETIME_MS, last_signed_status, renew_status
@@ -13,6 +14,14 @@ from ringfence_policy.errors import RingfenceError, TrustRefused
 from ringfence_policy.identity import TrustReason, parse
 from ringfence_policy.policy import UsagePolicy, policy_in
 from ringfence_policy.trust_store import TrustStore
+
+
+class OfficersWord(TypedDict):
+    """What the data officer's status says about a use, as the facts of a request name it."""
+
+    revoked: bool
+    suspended: bool
+    status_fresh: bool
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,15 @@ class Papers:
     def revocation(self) -> RevokedPolicy | None:
         """The revocation of the policy, if the status carries one."""
         return None if self.status is None else self.status.revocation_of(self.policy.policy_id)
+
+    @property
+    def officers_word(self) -> OfficersWord:
+        """What the status says, for the gate."""
+        return {
+            "revoked": self.revocation is not None,
+            "suspended": self.status is not None and self.status.suspended is not None,
+            "status_fresh": self.status is not None,
+        }
 
 
 def read_papers(

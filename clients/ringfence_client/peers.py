@@ -122,6 +122,7 @@ def takes_part(
     return (
         peer.owner == holder_id == participation.holder_id
         and not status.revoked
+        and status.suspended is None
         and participation.run_id == terms.run_id
         and participation.plan_digest == terms.plan.digest
         and (training_round is None or participation.last_round >= training_round)

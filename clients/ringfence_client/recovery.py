@@ -26,7 +26,7 @@ class Presence:
     """
 
     def __init__(self, home: HolderHome) -> None:
-        self._descriptor = os.open(home.state / "node.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(home.presence, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.is_alone = True
@@ -43,6 +43,19 @@ class Presence:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def is_open(home: HolderHome) -> bool:
+    """Whether some process has the holder's node open now.
+
+    To find out, the lock is held for a moment. A node that opens in that very moment leaves reservations of dead
+    processes to the next one, or to the next proposal of their run.
+    """
+    if not home.presence.exists():
+        return False
+    presence = Presence(home)
+    presence.close()
+    return not presence.is_alone
 
 
 def settle_open_holds(

@@ -39,7 +39,7 @@ namespace Ringfence {
     records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, sandboxed: Bool, at_holder: Bool,
     columns: Set<String>,
     retention_days: Long, release_to: Audience, release_tier: Tier, evaluation: Evaluation, rehearsal: Bool,
-    revoked: Bool, round_under_way: Bool, status_fresh: Bool,
+    revoked: Bool, suspended: Bool, round_under_way: Bool, status_fresh: Bool,
   };
   action train, evaluate, release appliesTo { principal: [Organisation], resource: [Dataset], context: Use };
 }
@@ -191,6 +191,7 @@ def _as_cedar(request: RoundRequest, *, point: Point, records_withheld: bool) ->
         "evaluation": _ref("Evaluation", request.evaluation.value),
         "rehearsal": request.rehearsal,
         "revoked": request.revoked,
+        "suspended": request.suspended,
         "round_under_way": point is Point.BEFORE_UPLOAD,
         "status_fresh": request.status_fresh,
     }

@@ -22,11 +22,12 @@ from ringfence_policy.wording import (
     SANDBOX_SENTENCES,
     SUBJECT_SENTENCES,
     UNIT_WORDS,
-    company_sentence,
+    code_sentence,
     counted,
     day_text,
     delta_text,
     epsilon_text,
+    holders_sentence,
     label,
     labels,
     listed,
@@ -83,14 +84,6 @@ class Clause:
 
 def _yes(value: bool, yes: str, no: str) -> str:  # noqa: FBT001 - reads as a sentence where it is used
     return yes if value else no
-
-
-def _code_sentence(policy: UsagePolicy) -> str:
-    digests = sum(name != BUILT_IN for name in policy.code)
-    if not digests:
-        return "Only models built into Ringfence may be trained; no outside code runs on this data."
-    also = " or models built into Ringfence" if BUILT_IN in policy.code else ""
-    return f"Only model code with {counted(digests, 'approved digest')}{also} may run on this data."
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -195,7 +188,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="rf:code isAnyOf",
         cedar=lambda policy: f"{strings(policy.code)}.contains(context.code)",
-        sentence=_code_sentence,
+        sentence=code_sentence,
         limit=lambda policy: listed(policy.code, joined_by="or"),
         actual=lambda request: request.code_digest or BUILT_IN,
     ),
@@ -245,7 +238,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:holders gteq",
         actions=USES,
         cedar=lambda policy: f"context.holders >= {policy.min_holders}",
-        sentence=lambda policy: company_sentence(policy.min_holders),
+        sentence=holders_sentence,
         limit=lambda policy: f"at least {counted(policy.min_holders, 'data holder')}",
         actual=lambda request: counted(request.holders, "data holder"),
     ),
@@ -408,7 +401,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="duty: rf:deleteUpdates within rf:afterRound lteq",
         actions=USES,
         cedar=lambda policy: f"context.retention_days <= {policy.retention_days}",
-        sentence=lambda policy: retention_sentence(policy.retention_days),
+        sentence=retention_sentence,
         limit=lambda policy: f"at most {counted(policy.retention_days, 'day')}",
         actual=lambda request: counted(request.retention_days, "day"),
     ),
@@ -447,6 +440,17 @@ _ROWS: Final[tuple[Clause, ...]] = (
         sentence=lambda policy: REVOKE_SENTENCES[policy.on_revoke],
         limit=lambda _: "not revoked",
         actual=lambda request: _yes(request.revoked, "revoked", "not revoked"),
+    ),
+    Clause(
+        id="suspended",
+        table=None,
+        odrl="(outside ODRL: a signed status)",
+        # Unlike a revocation it lets no round finish. Like one it ends use and leaves the release to the policy.
+        actions=USES,
+        cedar=lambda _: "!context.suspended",
+        sentence=lambda _: "While its data officer has suspended its use, this data is not used.",
+        limit=lambda _: "not suspended",
+        actual=lambda request: _yes(request.suspended, "suspended", "not suspended"),
     ),
     Clause(
         id="status",

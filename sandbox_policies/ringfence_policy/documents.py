@@ -114,14 +114,25 @@ class RevokedPolicy(SignedDocument):
     on_revoke: Literal["stop-now", "finish-round"]
 
 
+class Suspension(SignedDocument):
+    """A stop of every use of the holder's data, until its data officer lifts it."""
+
+    at_ms: Milliseconds
+    reason: str = Field(max_length=500)
+
+
 class Status(SignedDocument):
-    """A holder's short-lived word that its policies still stand, and which do not. No fresh status, no use."""
+    """A holder's short-lived word that its policies still stand, and which do not. No fresh status, no use.
+
+    A revocation is for good: every later status carries it. A suspension is there as long as the officer leaves it.
+    """
 
     holder_id: Name
     seq: Count
     issued_ms: Milliseconds
     good_until_ms: Milliseconds
     revoked: tuple[RevokedPolicy, ...] = Field(default=(), max_length=10_000)
+    suspended: Suspension | None = None
 
     def is_fresh(self, *, now_ms: int) -> bool:
         """Whether the status may be relied on at that time."""
@@ -210,11 +221,22 @@ def key_list_document(
 
 
 def status_document(
-    holder_id: str, *, seq: int, issued_ms: int, good_until_ms: int, revoked: Sequence[RevokedPolicy] = ()
+    holder_id: str,
+    *,
+    seq: int,
+    issued_ms: int,
+    good_until_ms: int,
+    revoked: Sequence[RevokedPolicy] = (),
+    suspended: Suspension | None = None,
 ) -> dict[str, Any]:
     """A status for the status key to sign."""
     return Status(
-        holder_id=holder_id, seq=seq, issued_ms=issued_ms, good_until_ms=good_until_ms, revoked=tuple(revoked)
+        holder_id=holder_id,
+        seq=seq,
+        issued_ms=issued_ms,
+        good_until_ms=good_until_ms,
+        revoked=tuple(revoked),
+        suspended=suspended,
     ).to_document()
 
 

@@ -5,32 +5,32 @@ facts are held against the signed plan, and the gate decides once more. What onl
 is not judged: a holder's word stands for it, under a salted digest it can later be held to.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from ringfence_policy import canonical
 from ringfence_policy.clauses import CLAUSES
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import RevokedPolicy, Status
-from ringfence_policy.evidence_papers import Entry, Evidence, HolderEvidence
+from ringfence_policy.documents import Role
+from ringfence_policy.evidence_papers import Entry, Evidence, HolderEvidence, SignedPolicy
 from ringfence_policy.evidence_records import (
     CoordinatorDecision,
     Evaluated,
     HolderDecision,
     ModelReleased,
-    Revoked,
     RoundCommitted,
     Sent,
 )
 from ringfence_policy.evidence_rounds import select
+from ringfence_policy.evidence_stops import check_revocations, check_suspensions
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.verification import Findings, Report, attempt
-from ringfence_policy.vocabulary import Evaluation, OnRevoke
+from ringfence_policy.vocabulary import Evaluation
 
 _AT_HOLDER = frozenset({Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD, Point.RELEASE})
 _AT_COORDINATOR = frozenset({Point.COORDINATOR, Point.RELEASE})
@@ -96,7 +96,7 @@ class _Judge:
         if decision.policy_digest != signed.policy.digest:
             self.report(f"{entry}: decided under another text of policy {decision.policy} than the signed one")
             return
-        if isinstance(record, HolderDecision) and record.policy_key_id != signed.key_id:
+        if isinstance(record, HolderDecision) and not self._signed_then(record, signed, holder_id):
             self.report(
                 f"{entry}: names key {record.policy_key_id}; policy {decision.policy} is signed by {signed.key_id}"
             )
@@ -114,6 +114,15 @@ class _Judge:
         if made_up:
             self.report(f"{entry}: a denial for {', '.join(made_up)}, which the policy does not refuse on these facts")
 
+    def _signed_then(self, record: HolderDecision, signed: SignedPolicy, holder_id: str) -> bool:
+        # The same text is signed again when its key is replaced. Then the record names the key of its own time, which
+        # has to be one of the data officer's that could sign policies when the use was decided.
+        if record.policy_key_id == signed.key_id:
+            return True
+        return self.evidence.holders[holder_id].store.may_sign(
+            str(record.policy_key_id), role=Role.POLICY, at_ms=record.at_ms
+        )
+
 
 def check_decisions(evidence: Evidence, findings: Findings) -> None:
     """Decide everything again, then hold every use against the decisions that came before it."""
@@ -130,7 +139,10 @@ def check_decisions(evidence: Evidence, findings: Findings) -> None:
         "revocation", passed="nothing was used after its holder knew the policy was revoked"
     ) as report:
         for holder in evidence.holders.values():
-            _check_revocations(holder, judged, report)
+            check_revocations(holder, judged, report)
+    with findings.checking("suspension", passed="nothing was used while its holder knew use was suspended") as report:
+        for holder in evidence.holders.values():
+            check_suspensions(holder, judged, report)
     with findings.checking("rehearsal", passed=_privacy_words(evidence)) as report:
         _check_rehearsal(evidence, report)
 
@@ -247,47 +259,6 @@ def _check_release(evidence: Evidence, judged: Sequence[Judged], report: Report)
                 report(f"{entry}: holder {holder} contributed, and its log has no permit to release")
 
 
-def _check_revocations(holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
-    status = holder.status
-    if status is None:  # none was needed, or the check of statuses has already failed
-        return
-    learnt = {record.policy_id: entry for entry, record in reversed(select(holder.log.entries, Revoked))}
-    for policy_id, entry in learnt.items():
-        if status.revocation_of(policy_id) is None:
-            report(f"{entry}: the status here no longer revokes {policy_id}, and a revocation is final")
-    for one in judged:
-        record = one.entry.record
-        if isinstance(record, HolderDecision) and one.holder_id == holder.holder_id and _is_use(one):
-            if (record.status_seq or 0) > status.seq:
-                report(f"{one.entry}: names status {record.status_seq}, newer than the newest one here ({status.seq})")
-            problem = _after_revocation(one, record, status, learnt)
-            if problem is not None:
-                report(f"{one.entry}: permitted {problem}")
-
-
-def _is_use(one: Judged) -> bool:
-    return one.decision.permitted and one.action != "release"
-
-
-def _after_revocation(one: Judged, record: HolderDecision, status: Status, learnt: Mapping[str, Entry]) -> str | None:
-    policy_id = str(one.decision.policy).rpartition("@")[0]
-    withdrawn = status.revocation_of(policy_id)
-    if withdrawn is None or _may_finish(one, withdrawn):
-        return None
-    known_at = learnt.get(policy_id)
-    if known_at is not None and known_at.position < one.entry.position:
-        return f"after the node knew that {policy_id} was revoked ({known_at})"
-    if record.status_seq == status.seq:
-        return f"under status {status.seq}, which revokes {policy_id}"
-    if record.at_ms >= withdrawn.at_ms + status.good_until_ms - status.issued_ms:
-        return f"more than a status's lifetime after {policy_id} was revoked"
-    return None
-
-
-def _may_finish(one: Judged, withdrawn: RevokedPolicy) -> bool:
-    return withdrawn.on_revoke == OnRevoke.FINISH_ROUND.value and one.decision.point is Point.BEFORE_UPLOAD
-
-
 def _seeded(evidence: Evidence, *, of_run: bool) -> list[Entry]:
     return [
         entry
@@ -336,6 +307,7 @@ def _as_planned(plan: TrainingPlan, policy: UsagePolicy, request: RoundRequest) 
         evaluation=request.evaluation,
         sandboxed=request.sandboxed,
         revoked=request.revoked,
+        suspended=request.suspended,
         status_fresh=request.status_fresh,
     )
 

@@ -307,6 +307,8 @@ def _policies(evidence: Evidence, store: TrustStore, log: LogEvidence, report: R
         token = _text(evidence.files, name)
         claimed = UsagePolicy.from_document(parse(token).claimed())
         at_ms = used_at.get(claimed.reference, evidence.manifest.made_at_ms)
+        if not store.may_sign(parse(token).kid, role=Role.POLICY, at_ms=at_ms):
+            at_ms = evidence.manifest.made_at_ms  # signed again when its key was replaced, after it had been used
         policy = UsagePolicy.from_document(store.accept_policy(token, at_ms))
         if layout.policy_file(holder, policy.policy_id, policy.version) != name:
             raise EvidenceRefused("a policy lies under another's name", got=policy.reference)

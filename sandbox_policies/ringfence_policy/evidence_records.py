@@ -111,6 +111,20 @@ class Revoked(Record):
     policy_id: Name
 
 
+class Suspended(Record):
+    """Holder: its node learnt that the data officer suspended every use, by the status of that number."""
+
+    kind: Literal["suspended"]
+    status_seq: Count
+
+
+class SuspensionLifted(Record):
+    """Holder: its node learnt that the data officer lifted the suspension, by the status of that number."""
+
+    kind: Literal["suspension-lifted"]
+    status_seq: Count
+
+
 class PeerCheckpointAtHolder(Record):
     """Holder: the coordinator showed this signed checkpoint of its log."""
 
@@ -204,6 +218,8 @@ _AT_HOLDER: Mapping[str, type[Record]] = {
     "evaluated": Evaluated,
     "hold-released": HoldReleased,
     "revoked": Revoked,
+    "suspended": Suspended,
+    "suspension-lifted": SuspensionLifted,
     "peer-checkpoint": PeerCheckpointAtHolder,
 }
 _AT_COORDINATOR: Mapping[str, type[Record]] = {

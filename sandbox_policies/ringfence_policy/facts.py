@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.request import RoundRequest
@@ -36,6 +36,7 @@ def use_request(
     records: int | None = None,
     sandboxed: bool,
     revoked: bool,
+    suspended: bool,
     status_fresh: bool,
 ) -> RoundRequest:
     """Form the request for one use of one holder's data.
@@ -53,34 +54,43 @@ def use_request(
         records: Rows at the holder; None wherever the holder's own machine is not deciding. Secret.
         sandboxed: Whether records are opened behind walls. The holder alone knows; others take it for granted.
         revoked: Whether the holder's status revokes the policy for this use.
+        suspended: Whether the holder's status suspends every use of its data.
         status_fresh: Whether a fresh status is at hand.
     """
-    terms = plan.terms
     return RoundRequest(
+        **_planned(plan),
         policy_id=policy.policy_id,
         action=action,
-        coordinator=terms.coordinator,
         dataset_id=policy.dataset_id,
-        purpose=terms.purpose,
-        task=terms.task,
-        plan_digest=plan.digest,
-        code_digest=terms.model.code_digest,
-        region=terms.cohort.region,
         now=datetime.fromtimestamp(now_ms / 1000, UTC),
         **asdict(cost),
         delta_pico=policy.delta_pico,
-        unit=plan.unit,
-        names_subjects=plan.dataset_schema.subject is not None,
         records=records,
         holders=cohort_size,
-        secure_aggregation=terms.cohort.secure_aggregation,
         sandboxed=sandboxed,
-        columns=frozenset(plan.dataset_schema.column_names()),
-        retention_days=terms.release.retention_days,
-        release_to=terms.release.to,
-        release_tier=terms.release.tier,
         evaluation=evaluation,
-        rehearsal=plan.rehearsal,
         revoked=revoked,
+        suspended=suspended,
         status_fresh=status_fresh,
     )
+
+
+def _planned(plan: "TrainingPlan") -> dict[str, Any]:
+    """The facts that the signed plan alone says."""
+    terms = plan.terms
+    return {
+        "coordinator": terms.coordinator,
+        "purpose": terms.purpose,
+        "task": terms.task,
+        "plan_digest": plan.digest,
+        "code_digest": terms.model.code_digest,
+        "region": terms.cohort.region,
+        "unit": plan.unit,
+        "names_subjects": plan.dataset_schema.subject is not None,
+        "secure_aggregation": terms.cohort.secure_aggregation,
+        "columns": frozenset(plan.dataset_schema.column_names()),
+        "retention_days": terms.release.retention_days,
+        "release_to": terms.release.to,
+        "release_tier": terms.release.tier,
+        "rehearsal": plan.rehearsal,
+    }

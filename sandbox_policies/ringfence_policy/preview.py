@@ -322,7 +322,7 @@ def _release_tier(policy: UsagePolicy, _: RoundRequest) -> _Fix:
 
 
 # Clauses that only the data officer can answer have no entry: policy, dataset, never with nobody else permitted, plans,
-# not_after, min_records, sandbox, revoked, status, engine.
+# not_after, min_records, sandbox, revoked, suspended, status, engine.
 _FIXES: Final[Mapping[str, Callable[[UsagePolicy, RoundRequest], _Fix | None]]] = {
     "who": _who,
     "never": _who,

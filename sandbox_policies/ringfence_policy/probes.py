@@ -115,6 +115,7 @@ def _on_every_limit(policy: UsagePolicy, action: Action) -> dict[str, Any]:
         "evaluation": policy.evaluation,
         "rehearsal": policy.rehearsal is Rehearsal.ALLOWED,
         "revoked": False,
+        "suspended": False,
         "status_fresh": True,
     }
 
@@ -125,7 +126,7 @@ _ALWAYS: Final = frozenset(
 )
 _OF_USE: Final = frozenset(
     {"not_before", "not_after", "regions", "min_holders", "columns", "min_records", "unit", "epsilon", "delta"}
-    | {"per_round_epsilon", "retention_days", "subject_records", "sandbox"}
+    | {"per_round_epsilon", "retention_days", "subject_records", "sandbox", "suspended"}
 )
 _BINDS: Final = {
     Action.TRAIN: _OF_USE | {"max_rounds", "secure_aggregation"},
@@ -208,6 +209,7 @@ def _other_numbers(policy: UsagePolicy) -> _Beyond:
 
 def _other_words(policy: UsagePolicy) -> _Beyond:
     yield ("status",), {"status_fresh": False}
+    yield ("suspended",), {"suspended": True}
     if policy.secure_aggregation is SecureAggregation.REQUIRED:
         yield ("secure_aggregation",), {"secure_aggregation": False}
     if policy.sandbox is Sandbox.REQUIRED:

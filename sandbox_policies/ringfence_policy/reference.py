@@ -41,6 +41,7 @@ def failed_clauses(
         kept["sandbox"] = point is Point.COORDINATOR or request.sandboxed or policy.sandbox is Sandbox.NOT_REQUIRED
         may_finish = policy.on_revoke is OnRevoke.FINISH_ROUND and point is Point.BEFORE_UPLOAD
         kept["revoked"] = may_finish or not request.revoked
+        kept["suspended"] = not request.suspended
     if request.action is Action.TRAIN:
         kept["max_rounds"] = request.rounds_used + 1 <= policy.max_rounds
         kept["secure_aggregation"] = (

@@ -76,6 +76,7 @@ class RoundRequest(StrictDocument):
         evaluation: How the model is measured on this holder's rows.
         rehearsal: Whether the use is a rehearsal without privacy.
         revoked: Whether the holder's status revokes the policy.
+        suspended: Whether the holder's status suspends every use of its data.
         status_fresh: Whether a status of the holder is at hand that has not expired.
     """
 
@@ -106,6 +107,7 @@ class RoundRequest(StrictDocument):
     evaluation: Choice[Evaluation]
     rehearsal: bool
     revoked: bool
+    suspended: bool
     status_fresh: bool
 
     @model_validator(mode="after")

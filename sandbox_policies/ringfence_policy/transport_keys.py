@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
+    load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -52,6 +53,26 @@ def public_pem(text: str | bytes) -> str:
     if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP384R1):
         return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     raise ValueError("not an ECDSA key on the curve P-384")
+
+
+def make_supernode_key() -> bytes:
+    """A new private key for a SuperNode, as `flower-supernode` reads it: ECDSA P-384, OpenSSH's form. Secret."""
+    return generate_private_key(SECP384R1()).private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+
+
+def public_half(private: bytes) -> str:
+    """The public key of a SuperNode's private key, in its one form.
+
+    Raises:
+        ValueError: It is not a private key as `make_supernode_key` makes them.
+    """
+    try:
+        key = load_ssh_private_key(private, password=None)
+    except (UnsupportedAlgorithm, TypeError):
+        raise ValueError("a private key of an unknown kind") from None
+    if isinstance(key, EllipticCurvePrivateKey):
+        return public_pem(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    raise ValueError("not an ECDSA key")
 
 
 def certificate_pem(text: str) -> str:

@@ -153,6 +153,11 @@ class TrustStore:
             )
         return payload
 
+    def may_sign(self, key_id: str, *, role: Role, at_ms: int) -> bool:
+        """Whether a key of that name stands on the newest key list, for that role at that time."""
+        listed = (self._keys or {}).get(key_id)
+        return listed is not None and listed.may_sign(role, at_ms=at_ms)
+
     def accept_policy(self, token: str, now_ms: int) -> dict[str, Any]:
         """Accept a usage policy: signed by the data officer, for this holder, not older than the newest one seen.
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
+from ringfence_policy.policy import BUILT_IN, UsagePolicy
 from ringfence_policy.vocabulary import PURPOSES, Evaluation, OnRevoke, ReleaseTo, Sandbox, SubjectRecords, Unit
 
 UNIT_WORDS: Final[Mapping[Unit, str]] = {
@@ -55,20 +56,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def retention_sentence(days: int) -> str:
-    """How long updates may be kept."""
-    if days == 0:
-        return "Updates from this data must be deleted as soon as the round is over."
-    return f"Updates from this data must be deleted within {counted(days, 'day')}."
-
-
-def company_sentence(holders: int) -> str:
-    """In how many data holders' company the data may be used."""
-    if holders == 1:
-        return "This data may be used alone, without other data holders."
-    return f"At least {counted(holders, 'data holder')} must take part in a round together, this one included."
-
-
 def epsilon_text(micro: int) -> str:
     """Micro-epsilon as the decimal a reader knows: `1.5`."""
     return _decimal_text(micro, 6)
@@ -99,3 +86,28 @@ def label(purpose: str) -> str:
 def labels(purposes: Iterable[str]) -> str:
     """Purposes as a choice in English."""
     return listed((label(purpose) for purpose in purposes), joined_by="or")
+
+
+def code_sentence(policy: UsagePolicy) -> str:
+    """Which code may run on the data."""
+    digests = sum(name != BUILT_IN for name in policy.code)
+    if not digests:
+        return "Only models built into Ringfence may be trained; no outside code runs on this data."
+    also = " or models built into Ringfence" if BUILT_IN in policy.code else ""
+    return f"Only model code with {counted(digests, 'approved digest')}{also} may run on this data."
+
+
+def retention_sentence(policy: UsagePolicy) -> str:
+    """When updates must be deleted."""
+    if policy.retention_days == 0:
+        return "Updates from this data must be deleted as soon as the round is over."
+    return f"Updates from this data must be deleted within {counted(policy.retention_days, 'day')}."
+
+
+def holders_sentence(policy: UsagePolicy) -> str:
+    """In what company the data may be used."""
+    if policy.min_holders == 1:
+        return "This data may be used alone, without other data holders."
+    return (
+        f"At least {counted(policy.min_holders, 'data holder')} must take part in a round together, this one included."
+    )

@@ -40,6 +40,7 @@ class HolderView:
     gate: PolicyGate
     introduction: Introduction
     is_revoked: bool
+    is_suspended: bool
 
     @property
     def policy(self) -> UsagePolicy:
@@ -175,6 +176,7 @@ class Coordinator:
             gate=gate,
             introduction=said,
             is_revoked=status.revocation_of(policy.policy_id) is not None,
+            is_suspended=status.suspended is not None,
         )
 
     def see(self, card: HolderCard, view: LogView, *, run_id: str) -> None:
@@ -210,6 +212,7 @@ class Coordinator:
             evaluation=standing.evaluation,
             sandboxed=True,  # the holder alone knows, and judges it
             revoked=view.is_revoked,
+            suspended=view.is_suspended,
             status_fresh=True,
         )
         decision = view.gate.decide(facts, point=Point.COORDINATOR)

@@ -106,6 +106,7 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str, *, sandboxed: bool
             evaluation=evaluation,
             sandboxed=sandboxed,
             revoked=False,
+            suspended=False,
             status_fresh=True,
         )
 

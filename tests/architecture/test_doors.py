@@ -6,8 +6,12 @@ import re
 # Library -> the only modules that may import it, and what others do instead.
 DOORS = {
     "polars": (
-        {"ringfence_client.datasource", "ringfence_client.features"},
+        {"ringfence_client.datasource", "ringfence_client.features", "ringfence_client.data_check"},
         "only datasource.py opens holder data: call load_dataset()",
+    ),
+    "pandera": (
+        {"ringfence_client.data_check"},
+        "its findings hold cells of the data; only data_check.py counts them: call check_data()",
     ),
     "dp_accounting": (
         set(),

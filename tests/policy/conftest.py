@@ -119,6 +119,7 @@ _FACTS = {
     "evaluation": "private",
     "rehearsal": False,
     "revoked": False,
+    "suspended": False,
     "status_fresh": True,
 }
 
@@ -225,6 +226,7 @@ class RandomUses:
             "evaluation": policy.evaluation,
             "rehearsal": policy.rehearsal is Rehearsal.ALLOWED,
             "revoked": False,
+            "suspended": False,
             "status_fresh": True,
         }
 
@@ -260,6 +262,7 @@ class RandomUses:
         "evaluation": lambda self, _: self.pick(Evaluation),
         "rehearsal": lambda self, _: self.pick([True, False]),
         "revoked": lambda self, _: self.pick([True, False]),
+        "suspended": lambda self, _: self.pick([True, False]),
         "status_fresh": lambda self, _: self.pick([True, False]),
     }
 

@@ -100,6 +100,8 @@ class Holder(Party):
         self.status_seq = 7
         self.revoked = []
         self.ignores_revocation = False
+        self.suspended = None
+        self.ignores_suspension = False
 
     @property
     def dataset(self):
@@ -108,7 +110,7 @@ class Holder(Party):
     def status_token(self):
         document = status_document(
             self.name, seq=self.status_seq, issued_ms=self.world.now_ms, good_until_ms=self.world.now_ms + 900_000,
-            revoked=self.revoked,
+            revoked=self.revoked, suspended=self.suspended,
         )  # fmt: skip
         return sign(document, type=DocumentType.STATUS, key=self.key[Role.STATUS])
 
@@ -134,6 +136,7 @@ class Holder(Party):
             evaluation=evaluation, records=records, status_fresh=True,
             sandboxed=True,
             revoked=bool(self.revoked) and not self.ignores_revocation,
+            suspended=self.suspended is not None and not self.ignores_suspension,
         )  # fmt: skip
 
     def decide(self, request, point, round_number, hold_id):

@@ -11,7 +11,7 @@ import pytest
 
 from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical
-from ringfence_policy.documents import RevokedPolicy
+from ringfence_policy.documents import RevokedPolicy, Suspension
 from ringfence_policy.errors import UsageError
 from ringfence_policy.identity import DocumentType, SigningKey, sign
 from ringfence_policy.verify import UNPROVEN, read_roots, roots_document, verify_bundle
@@ -37,7 +37,7 @@ def test_an_honest_run_verifies(honest):
     assert not outcome.rehearsal
     document = json.loads(json.dumps(outcome.to_document()))
     assert document["verified"] is True
-    assert len(document["checks"]) == len({check["name"] for check in document["checks"]}) == 20
+    assert len(document["checks"]) == len({check["name"] for check in document["checks"]}) == 21
 
 
 def test_the_honest_run_has_a_refusal_an_exact_and_a_private_evaluation(honest):
@@ -91,6 +91,24 @@ def test_a_revocation_that_is_respected_verifies(world_of):
 
     world = world_of()
     world.run(before_round=revoke)
+    assert problems(world.verify()) == []
+    assert world.claims()["holders"]["alpha"]["rounds"] == 2
+
+
+def test_a_suspension_that_is_respected_and_lifted_verifies(world_of):
+    """The officer stops round 2 and lets round 3 go on: nothing of it is hidden, and nothing is wrong with it."""
+
+    def stop(world, round_number):
+        alpha = world.holders["alpha"]
+        if round_number == 2:
+            alpha.suspended, alpha.status_seq = Suspension(at_ms=world.now_ms, reason="an audit"), 8
+            alpha.record("suspended", round_number, status_seq=8)
+        if round_number == 3:
+            alpha.suspended, alpha.status_seq = None, 9
+            alpha.record("suspension-lifted", round_number, status_seq=9)
+
+    world = world_of()
+    world.run(before_round=stop)
     assert problems(world.verify()) == []
     assert world.claims()["holders"]["alpha"]["rounds"] == 2
 

@@ -7,7 +7,7 @@ import pytest
 from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical
 from ringfence_policy.decision import Decision, Effect, FailedClause, Point
-from ringfence_policy.documents import RevokedPolicy, participation_document
+from ringfence_policy.documents import RevokedPolicy, Suspension, participation_document
 from ringfence_policy.identity import DocumentType, sign
 from ringfence_policy.policy import UsagePolicy
 
@@ -134,6 +134,7 @@ def test_a_refusal_under_another_reason_than_the_true_one_is_caught(world_of):
         (facts(delta_pico=1), "delta_pico is not what"),
         (facts(now="2026-06-01T00:00:00.000Z"), "more than an hour off"),
         (with_(policy_key_id="someone"), "names key someone"),
+        (with_(policy_key_id="alpha/status-1"), "names key alpha/status-1"),
         (with_(action="evaluate"), "recorded as evaluate, decided as train"),
         (with_(inputs=None), "a permit without the facts"),
     ],
@@ -295,6 +296,63 @@ def test_a_revocation_that_the_officer_seems_to_have_taken_back_is_caught(world_
     assert_caught(
         world_of().run(before_round=tell).verify(), "revocation", "holder alpha, round 3", "a revocation is final"
     )
+
+
+# --- suspension -------------------------------------------------------------------------------------------------------
+
+
+def suspend_in_round_2(*, tell, lift_in_round_3=False, lifetime_later=False):
+    """alpha's officer suspends before round 2; its node goes on regardless."""
+
+    def before(world, round_number):
+        alpha = world.holders["alpha"]
+        if round_number == 2:
+            at_ms = world.now_ms - (2_000_000 if lifetime_later else 0)
+            alpha.suspended, alpha.ignores_suspension = Suspension(at_ms=at_ms, reason="an audit"), True
+            if tell != "nobody":
+                alpha.status_seq = 8
+            if tell == "record":
+                alpha.record("suspended", round_number, status_seq=8)
+        if round_number == 3 and lift_in_round_3:
+            alpha.suspended, alpha.status_seq = None, 9
+            alpha.record("suspension-lifted", round_number, status_seq=9)
+
+    return before
+
+
+def test_a_use_while_the_node_knew_of_a_suspension_is_caught_also_after_it_was_lifted(world_of):
+    outcome = world_of().run(before_round=suspend_in_round_2(tell="record", lift_in_round_3=True)).verify()
+    assert_caught(outcome, "suspension", "holder alpha, round 2", "after the node knew that use was suspended")
+    assert not any("round 3" in check.detail for check in outcome.problems)
+
+
+def test_a_use_under_the_very_status_that_suspends_is_caught(world_of):
+    outcome = world_of().run(before_round=suspend_in_round_2(tell="status")).verify()
+    assert_caught(outcome, "suspension", "holder alpha, round 2", "under status 8, which suspends every use")
+
+
+def test_a_use_recorded_before_the_suspension_it_was_decided_under_is_caught(world_of):
+    """The order of records is the holder's own: what number of status a permit names is held against it too."""
+    found = world_of()
+
+    def before(world, round_number):
+        alpha = world.holders["alpha"]
+        if round_number == 2:
+            alpha.status_seq = 8
+        if round_number == 3:
+            alpha.record("suspended", round_number, status_seq=8)
+            alpha.record("suspension-lifted", round_number, status_seq=9)
+            alpha.status_seq = 9
+
+    outcome = found.run(before_round=before).verify()
+    assert_caught(outcome, "suspension", "holder alpha, round 2", "under status 8, while use was suspended")
+
+
+def test_a_use_later_than_a_status_lives_after_a_suspension_is_caught(world_of):
+    world = world_of()
+    world.run(before_round=suspend_in_round_2(tell="nobody", lifetime_later=True))
+    world.holders["alpha"].status_seq = 9
+    assert_caught(world.verify(), "suspension", "holder alpha, round 2", "more than a status's lifetime")
 
 
 def test_a_status_newer_than_the_newest_one_shown_is_caught(world_of):
