@@ -123,8 +123,8 @@ def test_a_run_over_a_superlink_gives_the_model_and_the_ledgers_of_the_same_run_
     assert spent(deployment.scenario.directory) == spent(tmp_path / "embedded")
 
     deployment.command("coordinator", "remove", str(deployment.directory), "birch")
-    node = deployment.holders["birch"].supernode
-    wait_until("the SuperNode of a holder that was removed ends", lambda: not node.is_alive, seconds=60)
+    birch = deployment.holders["birch"]
+    wait_until("the SuperNode of a holder that was removed ends", lambda: birch.count("supernode-ended"), seconds=60)
     assert deployment.states() == {"alder": "connected"}
 
     started = below(deployment.coordinator.process_id)

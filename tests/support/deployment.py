@@ -21,20 +21,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from tiny_scenario import TinyScenario
 
 from ringfence_client.enrolment import enrol, introduce
-from ringfence_client.home import HolderHome
-from ringfence_policy.identity import SigningKey
-from ringfence_policy.ledger import now_ms
-from ringfence_policy.letters import Registration
 from ringfence_policy.protocol import HolderCard
 
 SUPPORT = Path(__file__).parent
 ROOT = SUPPORT.parents[1]
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 
 
 def free_port() -> int:
@@ -114,26 +108,45 @@ class Part:
 
 @dataclass
 class HolderSide:
-    """What runs at one data holder: the agent (or its stand-in) and the SuperNode."""
+    """What runs at one data holder: `ringfence-node start`, and by it the agent, its trainer and the SuperNode."""
 
     holder_id: str
     directory: Path
     letter: Path
     thumbprint: str
-    agent: Part
-    supernode: Part
+    node: Part
 
     def start(self) -> None:
-        """Start both."""
-        self.agent.start()
-        wait_until(f"{self.holder_id}'s agent listens", lambda: "listening" in self.agent.log.read_text())
-        self.supernode.start()
+        """Start it, and wait until its agent serves and its SuperNode was started."""
+        before = self.count("ready")
+        self.node.start()
+        wait_until(f"{self.holder_id} is ready", lambda: self.count("ready") > before or not self.node.is_alive)
+        assert self.node.is_alive, self.node.log.read_text()
 
     def stop(self) -> None:
-        """End both."""
-        for part in (self.supernode, self.agent):
-            if part.is_alive:
-                part.end()
+        """End it."""
+        if self.node.is_alive:
+            self.node.end()
+
+    def events(self) -> list[dict[str, Any]]:
+        """What it said, over all its starts."""
+        lines = self.node.log.read_text().splitlines() if self.node.log.exists() else []
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def count(self, event: str) -> int:
+        """How often it said this."""
+        return sum(one["event"] == event for one in self.events())
+
+    def process_of(self, part: str) -> int:
+        """The process of its "trainer" or "supernode", as it last said."""
+        return int([one["pid"] for one in self.events() if one["event"] == f"{part}-started"][-1])
+
+    def kill(self, part: str) -> None:
+        """End one of its processes with SIGKILL: "agent", "trainer" or "supernode"."""
+        if part == "agent":
+            self.node.kill()
+        else:
+            os.kill(self.process_of(part), signal.SIGKILL)
 
 
 @dataclass
@@ -157,7 +170,10 @@ class LiveDeployment:
         for name in ("plan.toml", "schema.toml"):
             shutil.copyfile(self.scenario.directory / name, self.directory / name)
         ports = ("--port", str(self.port), "--superlink-port", str(self.superlink_port))
-        self.command("coordinator", "init", str(self.directory), "--name", "127.0.0.1", "--listen", "127.0.0.1", *ports)
+        made = self.command(
+            "coordinator", "init", str(self.directory), "--name", "127.0.0.1", "--listen", "127.0.0.1", *ports
+        )
+        self.thumbprint = str(made["thumbprint"])
         cards = [enrol(str(self.scenario.holder(one))) for one in self.scenario.holders]
         for card in cards:
             home = self.scenario.holder(card.holder_id)
@@ -198,6 +214,19 @@ class LiveDeployment:
         )
         assert "Traceback" not in result.stderr, result.stderr
         return result.returncode, json.loads(result.stdout)
+
+    def node_command(self, *arguments: str) -> Any:
+        """Run one command of `ringfence-node` to its end, and give its JSON."""
+        result = subprocess.run(
+            [*_ringfence_node(), *arguments, "--json"],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return json.loads(result.stdout)
 
     def register(self, holder_id: str) -> Any:
         """Take in a holder's registration."""
@@ -290,8 +319,7 @@ class LiveDeployment:
     def close(self) -> None:
         """End every process."""
         parts = [self.run] if self.run is not None else []
-        for side in self.holders.values():
-            parts += [side.supernode, side.agent]
+        parts += [side.node for side in self.holders.values()]
         running = [part for part in [*parts, self.coordinator] if part.is_alive]
         for part in running:
             os.kill(part.process_id, signal.SIGTERM)
@@ -303,45 +331,23 @@ class LiveDeployment:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _holder(self, card: HolderCard, home: Path) -> HolderSide:
-        transport = self.directory.parent / f"supernode-{card.holder_id}"
-        transport.mkdir()
-        key = ec.generate_private_key(ec.SECP384R1())
-        private = transport / "supernode.key"
-        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-        root = SigningKey.load(HolderHome(home).keys / "root.jwk")
-        letter = transport / "registration.jws"
-        letter.write_text(Registration(card=card, flower_key=public, issued_ms=now_ms()).sign(root))
-        agent_socket = transport / "agent"
-        agent = Part(
-            [
-                sys.executable,
-                str(SUPPORT / "stand_in_agent.py"),
-                str(home),
-                str(self.directory / "coordinator" / "root.jwk"),
-                str(agent_socket),
-            ],
-            log=transport / "agent.log",
+        letter = self.directory.parent / f"{card.holder_id}.registration.jws"
+        said = self.node_command("register", str(home), "--out", str(letter))
+        invited = self.node_command(
+            "join", str(home), str(self.directory / "invitation.jws"), "--thumbprint", self.thumbprint
+        )
+        assert invited["thumbprint"] == self.thumbprint
+        node = Part(
+            [*_ringfence_node(), "start", str(home), "--json", "--memory", "2048"],
+            log=self.directory.parent / f"{card.holder_id}.node.log",
             env=environment(),
         )
-        python_path = os.pathsep.join([str(SUPPORT / "stand_in"), environment()["PYTHONPATH"]])
-        supernode = Part(
-            [
-                "flower-supernode",
-                *("--superlink", f"127.0.0.1:{self.port}"),
-                *("--root-certificates", str(self.directory / "coordinator" / "transport" / "authority.crt")),
-                *("--auth-supernode-private-key", str(private)),
-                *("--host", "127.0.0.1", "--port", str(free_port())),
-            ],
-            log=transport / "supernode.log",
-            env=environment(
-                PYTHONPATH=python_path,
-                FLWR_HOME=str(transport / "flower"),
-                RINGFENCE_STAND_IN_AGENT=str(agent_socket),
-            ),
-        )
-        return HolderSide(card.holder_id, home, letter, root.public().thumbprint, agent, supernode)
+        return HolderSide(card.holder_id, home, letter, said["thumbprint"], node)
 
 
 def _ringfence() -> list[str]:
     return [sys.executable, "-m", "ringfence_server.cli"]
+
+
+def _ringfence_node() -> list[str]:
+    return [sys.executable, "-m", "ringfence_client.cli"]
