@@ -176,13 +176,16 @@ def make_authority(name: str, *, now: datetime) -> Certified:
     return _certified(builder.sign(key, SHA384()), key)
 
 
-def make_server_certificate(authority: Certified, names: Iterable[str], *, now: datetime) -> Certified:
+def make_server_certificate(
+    authority: Certified, names: Iterable[str], *, now: datetime, days: int = CERTIFICATE_DAYS
+) -> Certified:
     """Make a certificate, and a new key for it, for a server that clients reach under any of `names`.
 
     Args:
         authority: Who issues it. It never outlives the authority.
         names: Host names and addresses, as clients write them.
         now: When.
+        days: How long it is valid.
     """
     wanted = list(dict.fromkeys(names))
     issuer = x509.load_pem_x509_certificate(authority.certificate.encode())
@@ -190,9 +193,9 @@ def make_server_certificate(authority: Certified, names: Iterable[str], *, now: 
     if not isinstance(issuing, EllipticCurvePrivateKey):
         raise TypeError("an authority of this coordinator has an ECDSA key")
     key = generate_private_key(SECP384R1())
-    days = min(CERTIFICATE_DAYS, (issuer.not_valid_after_utc - now).days)
+    longest = (issuer.not_valid_after_utc - now).days
     builder = (
-        _builder(key, subject=_subject(wanted[0]), issuer=issuer.subject, now=now, days=days)
+        _builder(key, subject=_subject(wanted[0]), issuer=issuer.subject, now=now, days=min(days, longest))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)

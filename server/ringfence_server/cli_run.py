@@ -31,12 +31,12 @@ def demonstrate(name: str, *, out: Path, seed: int | None, as_json: bool) -> int
         _move_away(out, as_json=as_json)
     copy_scenario(source, out / name)
     write_durably(out / _DEMO_MARK, json.dumps({"scenario": name}).encode())
-    return run_directory(out / name, plan=None, out=out, seed=seed, resume=False, superlink=None, as_json=as_json)
+    return run_directory(out / name, plan=None, out=out, seed=seed, resume=False, as_json=as_json)
 
 
 def run_directory(
-    directory: Path, *, plan: Path | None, out: Path | None, seed: int | None, resume: bool, superlink: str | None,
-    as_json: bool,
+    directory: Path, *, plan: Path | None, out: Path | None, seed: int | None, resume: bool, as_json: bool,
+    superlink: str | None = None,
 ) -> int:  # fmt: skip
     """Run a scenario directory in a process of its own, or a deployment over its SuperLink, and follow it.
 

@@ -87,8 +87,8 @@ class FlowerRun:
         if not self._end:
             return None
         with suppress(DeploymentFault, OSError):
-            text = self._control.log_of(self.flower_run_id)
-            write_durably(Path(self._run.directory) / FLOWER_LOG, text.encode())
+            if self._control.run_state(self.flower_run_id).is_over:  # the log of another one has no end
+                write_durably(self.log, self._control.log_of(self.flower_run_id).encode())
         return self._end
 
     @property

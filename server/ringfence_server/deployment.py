@@ -25,7 +25,13 @@ from ringfence_policy.letters import Invitation, read_letter
 from ringfence_policy.plan import PlanFile
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import Identifier, ListOf, StrictDocument, Text, read_toml, refusal
-from ringfence_policy.transport_keys import Certified, make_authority, make_server_certificate
+from ringfence_policy.transport_keys import (
+    AUTHORITY_DAYS,
+    CERTIFICATE_DAYS,
+    Certified,
+    make_authority,
+    make_server_certificate,
+)
 from ringfence_server.coordinator import Coordinator
 
 SETTINGS = "coordinator.toml"
@@ -234,16 +240,18 @@ def prepare_transport(deployment: Deployment, *, now: datetime, renew: bool = Fa
     if authority is None:
         authority = make_authority(deployment.settings.coordinator, now=now)
         authority.save(deployment.authority_file, deployment.transport / "authority.key")
-    names = {
-        "superlink": _LOOPBACK_NAMES,
-        "front": (*deployment.settings.names, *_LOOPBACK_NAMES),
+    # The SuperLink's, which nobody sees but this machine, lasts as long as the authority: to show another one it would
+    # have to be started anew, and that ends runs.
+    certificates = {
+        "superlink": (_LOOPBACK_NAMES, AUTHORITY_DAYS),
+        "front": ((*deployment.settings.names, *_LOOPBACK_NAMES), CERTIFICATE_DAYS),
     }
     changed = False
-    for name, wanted in names.items():
+    for name, (wanted, days) in certificates.items():
         if _kept(deployment.transport / name, _holds(authority, wanted, now=now)) is None or (
             renew and name == "front"
         ):
-            made = make_server_certificate(authority, wanted, now=now)
+            made = make_server_certificate(authority, wanted, now=now, days=days)
             made.save(deployment.transport / f"{name}.crt", deployment.transport / f"{name}.key")
             changed = changed or name == "front"
     _write_invitation(deployment, authority, now=now)

@@ -23,10 +23,10 @@ SEED = ("--seed", "7")
 
 @pytest.fixture
 def live(tmp_path):
-    """A factory of deployments whose holders are registered and connected."""
+    """A factory of deployments whose holders are registered, and all or some of them connected."""
     opened = []
 
-    def start(**plan):
+    def start(*connected, **plan):
         scenario = write_scenario(tmp_path / "scenario", holders=HOLDERS, plan=plan)
         shutil.copytree(scenario.directory, tmp_path / "embedded")
         deployment = LiveDeployment(scenario, tmp_path / "deployment")
@@ -34,7 +34,7 @@ def live(tmp_path):
         for holder in HOLDERS:
             deployment.register(holder)
         deployment.start_coordinator()
-        deployment.start_holders()
+        deployment.start_holders(*connected)
         return deployment
 
     yield start
@@ -165,6 +165,22 @@ def test_a_run_whose_serverapp_and_then_whose_superlink_is_killed_is_finished_by
     assert sorted({one["round"] for one in summary["rounds"] if one["committed"]}) == [1, 2, 3]
     assert_same(deployment.newest_run, embedded(deployment, tmp_path))
     assert spent(deployment.scenario.directory) == spent(tmp_path / "embedded")
+
+
+def test_a_holder_that_was_never_connected_breaks_nothing_and_takes_part_from_the_round_after_it_joins(live):
+    deployment = live("alder", **{"training.rounds": 3})
+    assert deployment.states() == {"alder": "connected", "birch": "never connected"}
+    run = deployment.start_run(*SEED)
+    deployment.wait_for("round-opened", round=1)
+    deployment.start_holders("birch")
+    code = run.wait()
+    summary = json.loads(run.log.read_text())
+    assert code == 0, summary
+    rounds = summary["rounds"]
+    assert rounds[0]["cohort"] == ["alder"]
+    assert [(one["holder"], one["clauses"]) for one in rounds[0]["refused"]] == [("birch", ["fault"])]
+    assert rounds[-1]["cohort"] == list(HOLDERS)
+    assert summary["evidence"]["verified"]
 
 
 def test_a_coordinator_that_is_killed_takes_its_superlink_with_it_and_starts_again(live):

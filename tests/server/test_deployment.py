@@ -131,6 +131,13 @@ def test_a_certificate_is_made_anew_a_month_before_it_runs_out_and_not_before(pl
     assert front(place).expires > before.expires
 
 
+def test_the_superlinks_own_certificate_lasts_as_long_as_the_authority(place):
+    """It cannot be exchanged while the SuperLink runs, and a restart ends runs."""
+    folder = place / "coordinator" / "transport"
+    authority, own = (Certified.load(folder / f"{n}.crt", folder / f"{n}.key") for n in ("authority", "superlink"))
+    assert authority.expires - own.expires < timedelta(days=2)
+
+
 def test_a_certificate_is_made_anew_for_a_new_name_and_the_invitation_says_the_new_address(place):
     path = place / "coordinator.toml"
     path.write_text(path.read_text().replace("forest.example", "wood.example"))
