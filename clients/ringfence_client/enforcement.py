@@ -397,6 +397,9 @@ def _answer(prepared: Prepared, reply: StoredReply) -> Answer:
     node, request = prepared.node, prepared.request
     dataset = node.home.profile.dataset
     history = node.ledger.history(dataset.dataset_id, reserved=False)
+    training = request.action is Action.TRAIN
+    # First, because it may add to the log that is then shown.
+    shown = node.shown_next(prepared.terms, round_number=request.round_number + 1) if training else None
     body = UseReply(
         hold_id=reply.hold_id,
         digest=reply.digest,
@@ -405,6 +408,7 @@ def _answer(prepared: Prepared, reply: StoredReply) -> Answer:
         epsilon_micro=epsilon_micro(history, delta_pico=dataset.delta_pico),
         histogram=reply.histogram,
         log=node.log_view(since=request.known_size),
+        next=shown,
     )
     return Answer(arrays=reply.arrays, body=body)
 

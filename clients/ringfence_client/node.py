@@ -19,6 +19,7 @@ from ringfence_client.plan_checks import problem_with
 from ringfence_client.recovery import Presence, settle_open_holds
 from ringfence_client.run_terms import KnownTerms, RunTerms
 from ringfence_client.signed_requests import check_request
+from ringfence_client.standing import rounds_left, standing_of
 from ringfence_client.watched_files import WatchedFiles
 from ringfence_client.workroom import Workroom
 from ringfence_policy.accounting import PICO, epsilon_micro, epsilon_under
@@ -46,7 +47,6 @@ from ringfence_policy.protocol import (
     Proposal,
     ReleaseReply,
     ReleaseRequest,
-    Standing,
 )
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import settle
@@ -190,6 +190,14 @@ class HolderNode:
         self.acknowledge(offer.run_id)
         return without_status(papers) or self._introduction(terms, papers, known_size=offer.known_size)
 
+    def shown_next(self, terms: RunTerms, *, round_number: int) -> Introduction | None:
+        """Fresh papers for a round, to go beside a view of all of our log; None where the answer would be a denial."""
+        self._simulated_officer(round_number)
+        papers = self.papers(point=Point.BEFORE_TRAINING)
+        if isinstance(papers, Decision) or without_status(papers) is not None:
+            return None
+        return self._introduction(terms, papers, known_size=self.log.size)
+
     def judge_release(self, request: ReleaseRequest) -> ReleaseReply | Decision:
         """Decide whether the model may be released as the plan says (the fourth enforcement point)."""
         terms = self.terms(request.run_id, plan_digest=request.plan_digest, point=Point.RELEASE)
@@ -220,7 +228,7 @@ class HolderNode:
         participation = ""
         if terms is not None:
             # What was sent before is proved also where the papers no longer hold: then there is no further round.
-            left = self._rounds_left(terms, papers.policy) if isinstance(papers, Papers) else 0
+            left = rounds_left(self.ledger, terms, papers.policy) if isinstance(papers, Papers) else 0
             participation = self._participations.signed_now(terms, rounds_left=left, now_ms=self.clock())
         with self.database.transaction():
             records = tuple(line.decode() for line in self.log.lines())
@@ -446,26 +454,7 @@ class HolderNode:
             settle_open_holds(self.database, self.ledger, self.append, run_id=run_id)
 
     def _introduction(self, terms: RunTerms, papers: Papers, *, known_size: int) -> Introduction:
-        policy, settlement = papers.policy, terms.settlement
-        quote = self.ledger.quote(
-            dataset_id=policy.dataset_id,
-            policy_id=policy.policy_id,
-            mechanism=settlement.training,
-            run_id=terms.run_id,
-        )
-        standing = Standing(
-            mechanism=settlement.training.to_document(),
-            evaluation=settlement.evaluation_mode,
-            rounds_used=quote.rounds_used,
-            rounds_left=self._rounds_left(terms, policy),
-            epsilon_after_micro=quote.policy_epsilon_after_micro,
-            epsilon_cost_micro=quote.policy_epsilon_cost_micro,
-            dataset_epsilon_micro=epsilon_micro(
-                self.ledger.history(policy.dataset_id), delta_pico=quote.dataset_delta_pico
-            ),
-            dataset_epsilon_cap_micro=quote.dataset_epsilon_cap_micro,
-            dataset_delta_pico=quote.dataset_delta_pico,
-        )
+        standing = standing_of(self.ledger, terms, papers.policy)
         return Introduction(
             holder_id=self.holder_id,
             keys=papers.keys_token,
@@ -476,15 +465,6 @@ class HolderNode:
             strangers=tuple(sorted(terms.plan.holders.keys() - self._known_peers().keys() - {self.holder_id})),
             coordinator_log_seen=self.coordinator_log_seen,
             log=self.log_view(since=known_size),
-        )
-
-    def _rounds_left(self, terms: RunTerms, policy: UsagePolicy) -> int:
-        return self.ledger.rounds_that_fit(
-            dataset_id=policy.dataset_id,
-            policy_id=policy.policy_id,
-            mechanism=terms.settlement.training,
-            at_most=terms.plan.terms.training.rounds,
-            run_id=terms.run_id,
         )
 
     def _known_peers(self) -> dict[str, PublicKey]:

@@ -184,7 +184,8 @@ class UseReply(Body):
     """What a holder says beside its update or its evaluation.
 
     `epsilon_micro` is the dataset's epsilon after this use, at the dataset's delta. `histogram` has, for an evaluation,
-    two rows (label 0, label 1) of counts by score, in thousandths: exact counts, or noisy ones.
+    two rows (label 0, label 1) of counts by score, in thousandths: exact counts, or noisy ones. `next` has, after
+    training, the papers for the round after this one, which so need not be asked for; None where they do not hold.
     """
 
     hold_id: Annotated[str, Field(max_length=200)]
@@ -194,6 +195,7 @@ class UseReply(Body):
     epsilon_micro: int = Field(ge=0)
     histogram: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     log: LogView
+    next: Introduction | None = None
 
 
 class Refusal(Body):

@@ -41,9 +41,10 @@ from ringfence_policy.score_histogram import EXACT_BINS, PRIVATE_BINS, THOUSANDT
 from ringfence_policy.vocabulary import Action, Evaluation
 from ringfence_server.conversation import ask, read_reply, replies_by_node, silence
 from ringfence_server.coordinator import Coordinator, HolderView
-from ringfence_server.outcome import NO_REPLY, Refusal, RejectedUpdate, RoundOutcome
+from ringfence_server.outcome import NO_REPLY, Refusal, RejectedUpdate, RoundOutcome, clauses_by_holder
 from ringfence_server.round_grid import POLL_SECONDS, RoundGrid
 from ringfence_server.round_messages import arrays_of, governed_message, model_digest
+from ringfence_server.shown_papers import ShownPapers
 from ringfence_server.update_checks import Defect, find_defect, norm_bound
 
 Use = Literal[Action.TRAIN, Action.EVALUATE]
@@ -97,6 +98,7 @@ class Governor:
         self._seed = seed
         self._report = report
         self._opened = 0.0
+        self._shown = ShownPapers()
         self._poll_seconds = poll_seconds
         self._sent: dict[int, Message] = {}
         self._base = ArrayRecord()
@@ -119,11 +121,12 @@ class Governor:
         self._ask_papers(grid, PROPOSE, {node_id: self._proposal(card) for node_id, card in self.cards.items()})
 
     def offer(self, grid: Grid, round_number: int) -> None:
-        """Ask every holder for fresh papers: a revocation or an empty budget is then known before data is asked for.
+        """Have fresh papers of every holder: a revocation or an empty budget is then known before data is asked for.
 
-        Who refused the plan is shown it again: its data officer may have signed other terms since.
+        Who showed them with its last update is not asked. Who refused the plan is shown it again: its data officer may
+        have signed other terms since.
         """
-        introduced = set(self.mechanisms)
+        introduced, shown = set(self.mechanisms), self._shown.take()
         offers = {
             node_id: Offer(
                 run_id=self.run_id,
@@ -132,12 +135,12 @@ class Governor:
                 known_size=self.coordinator.known_size(card),
             )
             for node_id, card in self.cards.items()
-            if card.holder_id in introduced
+            if card.holder_id in introduced and card.holder_id not in shown
         }
         proposals = {
             node_id: self._proposal(card) for node_id, card in self.cards.items() if card.holder_id not in introduced
         }
-        self.views.clear()
+        self.views = shown
         self.absent.clear()
         self._ask_papers(grid, OFFER, offers)
         self._ask_papers(grid, PROPOSE, proposals)
@@ -163,9 +166,7 @@ class Governor:
         with self.coordinator.database.transaction():
             for node_id, said in answers.items():
                 card = self.cards[node_id]
-                met = said if isinstance(said, Decision) else self.coordinator.meet(
-                    card, said, plan=self.plan, run_id=self.run_id
-                )  # fmt: skip
+                met = said if isinstance(said, Decision) else self._met(card.holder_id, said)
                 if isinstance(met, Decision):
                     self.absent[card.holder_id] = met
                 else:
@@ -174,6 +175,9 @@ class Governor:
                     settled = DpMechanism.from_document(met.standing.mechanism)
                     self.mechanisms.setdefault(card.holder_id, settled)
         self.coordinator.save()
+
+    def _met(self, holder: str, said: Introduction) -> HolderView | Decision:
+        return self.coordinator.meet(self.cards[self._nodes[holder]], said, plan=self.plan, run_id=self.run_id)
 
     # --- one round ---------------------------------------------------------------------------------------------------
 
@@ -265,6 +269,7 @@ class Governor:
             accepted = self._still_permitted(accepted)
             for holder, (_, body) in accepted.items():
                 self._log("update-received", holder=holder, hold_id=body.hold_id, update_digest=body.digest)
+            self._shown.keep({holder: body for holder, (_, body) in accepted.items()}, self._met)
         self.coordinator.save()
         return accepted
 
@@ -337,15 +342,7 @@ class Governor:
 
     def who_refused(self) -> str:
         """Every holder that refused or was refused in any round so far, with the clauses."""
-        clauses = {holder: set(denial.clauses) for holder, denial in self.absent.items()}
-        for outcome in self.outcomes:
-            for refusal in outcome.refused:
-                clauses.setdefault(refusal.holder, set()).update(refusal.clauses)
-            for rejected in outcome.rejected_updates:
-                clauses.setdefault(rejected.holder, set()).add(rejected.code)
-        return (
-            "; ".join(f"{holder}: {', '.join(sorted(names))}" for holder, names in sorted(clauses.items())) or "nobody"
-        )
+        return clauses_by_holder(self.absent, self.outcomes)
 
     def stop_if_all_are_silent(self) -> None:
         """Tell a run that nobody refused from one that nobody answered.

@@ -1,6 +1,6 @@
 """What happened in each round, as values that are shown, kept in checkpoints and summed up at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -96,3 +96,19 @@ class RoundOutcome:
 
 def _tuples(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**document, "clauses": tuple(document["clauses"]), "reasons": tuple(document["reasons"])}
+
+
+def clauses_by_holder(absent: Mapping[str, Decision], outcomes: Sequence[RoundOutcome]) -> str:
+    """Every holder that refused or was refused, with the clauses, in a few words.
+
+    Args:
+        absent: Denials of those who showed no papers that hold.
+        outcomes: What happened in each round.
+    """
+    clauses = {holder: set(denial.clauses) for holder, denial in absent.items()}
+    for outcome in outcomes:
+        for refusal in outcome.refused:
+            clauses.setdefault(refusal.holder, set()).update(refusal.clauses)
+        for rejected in outcome.rejected_updates:
+            clauses.setdefault(rejected.holder, set()).add(rejected.code)
+    return "; ".join(f"{holder}: {', '.join(sorted(names))}" for holder, names in sorted(clauses.items())) or "nobody"

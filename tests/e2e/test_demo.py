@@ -96,7 +96,7 @@ def test_a_second_demonstration_keeps_the_first_one(
         started.append(run)
         return 0 if as_json else 1
 
-    monkeypatch.setattr(cli_run, "_follow", follow)
+    monkeypatch.setattr(cli_run, "_follow_worker", follow)
     assert cli_run.demonstrate("heart", out=out, seed=None, as_json=True) == 0
     assert [run.run_id != summary["run_id"] for run in started] == [True]
     kept = out.with_name(f"{out.name}.1")

@@ -42,7 +42,8 @@ class Zygote:
 
     def __init__(self, *, import_path: Path | None = None) -> None:
         """Start it, perhaps with one more folder to import from."""
-        more = {} if import_path is None else {"PYTHONPATH": str(import_path)}
+        known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        more = {} if import_path is None else {"PYTHONPATH": os.pathsep.join([str(import_path), *filter(None, known)])}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
