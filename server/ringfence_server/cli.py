@@ -47,9 +47,16 @@ def demo(
         "ringfence-demo"
     ),
     seed: Seed = None,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="As a deployment on this machine: processes, TLS and walls for each.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on four real hospitals under policy, from a fresh copy of a bundled scenario."""
+    if processes:
+        from ringfence_server.demo_processes import demonstrate_in_processes  # noqa: PLC0415
+
+        raise typer.Exit(demonstrate_in_processes(scenario, out=out, seed=seed, as_json=as_json))
     from ringfence_server.cli_run import demonstrate  # noqa: PLC0415 -- see the module docstring
 
     raise typer.Exit(demonstrate(scenario, out=out, seed=seed, as_json=as_json))

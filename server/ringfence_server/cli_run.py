@@ -26,12 +26,18 @@ _GRACE_SECONDS = 10
 
 def demonstrate(name: str, *, out: Path, seed: int | None, as_json: bool) -> int:
     """Copy a bundled scenario to a fresh place and run it. An earlier demonstration is kept under another name."""
+    scenario = fresh_copy(name, out=out, as_json=as_json)
+    return run_directory(scenario, plan=None, out=out, seed=seed, resume=False, as_json=as_json)
+
+
+def fresh_copy(name: str, *, out: Path, as_json: bool) -> Path:
+    """Copy a bundled scenario to where a demonstration's results go, and say where it lies."""
     source = bundled_scenario(name)
     if out.exists() and any(out.iterdir()):
         _move_away(out, as_json=as_json)
     copy_scenario(source, out / name)
     write_durably(out / _DEMO_MARK, json.dumps({"scenario": name}).encode())
-    return run_directory(out / name, plan=None, out=out, seed=seed, resume=False, as_json=as_json)
+    return out / name
 
 
 def run_directory(
