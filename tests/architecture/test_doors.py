@@ -101,6 +101,7 @@ NETWORK_DOORS = {
     "ringfence_server.front": "forwards what registered SuperNodes ask to the SuperLink on the loopback address",
     "ringfence_server.front_server": "listens for SuperNodes, the one exposed socket of a deployment",
     "ringfence_server.flower_control": "asks the SuperLink on the loopback address",
+    "ringfence_server.demo_processes": "finds free ports of the loopback address",
     "ringfence_client.relay": "hands Flower's message to the agent, on a Unix socket",
     "ringfence_client.agent": "answers the relay, on a Unix socket",
     "ringfence_client.agent_client": "asks the agent how it is, on a Unix socket",
