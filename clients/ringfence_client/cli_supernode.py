@@ -8,7 +8,6 @@ import typer
 from ringfence_client.cli_options import AsJson
 from ringfence_policy.cli import answering
 
-
 app = typer.Typer()
 
 
