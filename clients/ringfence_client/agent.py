@@ -23,13 +23,13 @@ from flwr.app import Context, Message, RecordDict
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ringfence_client import clientapp, deadline, flower_messages
+from ringfence_client.agent_client import SERVICE
 from ringfence_client.agent_door import AgentDoor
-from ringfence_client.holder_agent_pb2 import DESCRIPTOR, Envelope
+from ringfence_client.holder_agent_pb2 import Envelope
 from ringfence_client.holder_agent_pb2_grpc import HolderAgentServicer, add_HolderAgentServicer_to_server
 from ringfence_client.node import HolderNode
 from ringfence_client.relay import CHANNEL_OPTIONS, LONGEST_SECONDS
 
-SERVICE: Final = DESCRIPTOR.services_by_name["HolderAgent"].full_name
 MOST_WAITING: Final = 8
 _THREADS: Final = MOST_WAITING + 4
 _GRACE_SECONDS: Final = 30.0

@@ -1,13 +1,19 @@
-"""Asking a holder's agent how it is, from another process of the same machine."""
+"""Asking a holder's agent how it is, from another process of the same machine.
 
+`python -m ringfence_client.agent_client SOCKET` ends with 0 where the agent serves, and loads little: a container
+engine asks every few seconds.
+"""
+
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from ringfence_client.agent import SERVICE
+from ringfence_client.holder_agent_pb2 import DESCRIPTOR
 
+SERVICE: Final = DESCRIPTOR.services_by_name["HolderAgent"].full_name
 Health = Literal["serving", "not serving"]
 
 _SECONDS = 3.0
@@ -24,3 +30,7 @@ def ask_health(socket: Path) -> Health | None:
         except grpc.RpcError:
             return None
     return "serving" if answer.status == health_pb2.HealthCheckResponse.SERVING else "not serving"
+
+
+if __name__ == "__main__":
+    raise SystemExit(0 if ask_health(Path(sys.argv[1])) == "serving" else 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ringfence_client import cli_setup
+from ringfence_client import cli_setup, cli_supernode
 from ringfence_client.cli_data import data_app
 from ringfence_client.cli_keys import keys_app
 from ringfence_client.cli_options import AsJson, Directory, Reason
@@ -27,6 +27,7 @@ app.add_typer(policy_app, name="policy")
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(cli_setup.app)
+app.add_typer(cli_supernode.app)
 
 _LONGEST_REASON = 500
 

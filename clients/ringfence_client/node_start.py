@@ -1,24 +1,17 @@
-"""`ringfence-node start`: one holder's agent and its SuperNode, from the first line to the last.
-
-Each thing that happens is one event: a sentence for people, or a line of JSON for programs.
-"""
+"""`ringfence-node start`: one holder's agent and its SuperNode, from the first line to the last."""
 
 import json
 import pwd
-import signal
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from logging import FileHandler, basicConfig, getLogger
+from logging import FileHandler, basicConfig
 from pathlib import Path
-
-import typer
 
 from ringfence_client.agent import HolderAgent, serving
 from ringfence_client.agent_door import default_socket
 from ringfence_client.datasource import DATA_FILES
+from ringfence_client.happenings import Events, stop_signal
 from ringfence_client.home import HolderHome
 from ringfence_client.joining import joined
 from ringfence_client.node import HolderNode
@@ -27,8 +20,6 @@ from ringfence_client.trainer_link import TrainerSettings
 from ringfence_client.walled_workroom import WalledWorkroom
 from ringfence_policy.errors import ScenarioInvalid, UsageError
 from ringfence_policy.letters import Invitation
-
-_log = getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +61,8 @@ def start(home: HolderHome, options: StartOptions) -> None:
     )
     socket = options.socket or default_socket(home.directory)
     users = frozenset({home.state.stat().st_uid, *map(_number_of, options.serve)})
-    events = _Events(as_json=options.as_json)
-    stopped = _stop_signal()
+    events = Events(as_json=options.as_json)
+    stopped = stop_signal()
     with ExitStack() as opened:
         workroom = WalledWorkroom(_trainer_settings(home, options))
         node = HolderNode(home, coordinator_root=invitation.root, workroom=workroom)
@@ -113,34 +104,6 @@ def accepted_invitation(home: HolderHome) -> Invitation:
             next_step=f"ringfence-node join {home.directory} INVITATION.jws",
         )
     return invitation
-
-
-class _Events:
-    """Says what happens, in one line each."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self._lock = threading.Lock()
-
-    def __call__(self, name: str, members: Mapping[str, object]) -> None:
-        _log.info("%s %s", name, json.dumps(members))
-        with self._lock:
-            if self._as_json:
-                typer.echo(json.dumps({"event": name, "at_ms": int(time.time() * 1000), **members}))
-            else:
-                typer.echo(_SENTENCES[name].format(**members))
-
-
-_SENTENCES: Mapping[str, str] = {
-    "holder-opened": "{holder}: ledger and keys are open; the coordinator is {coordinator}",
-    "trainer-started": "The trainer runs ({pid}); {walls}",
-    "serving": "The agent listens on {socket}",
-    "supernode-started": "The SuperNode runs ({pid})",
-    "supernode-ended": "The SuperNode ended ({exit_code}); it is started again in {again_in_seconds:g} s",
-    "ready": "Ready. Stop with Ctrl-C; every use is decided by your policy, whatever is asked",
-    "stopping": "Stopping: what is being answered is finished first",
-    "stopped": "Stopped",
-}
 
 
 def _walls(workroom: WalledWorkroom) -> dict[str, object]:
@@ -190,10 +153,3 @@ def _number_of(name: str) -> int:
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError:
         raise UsageError("no such user on this machine", got=name, where="--serve") from None
-
-
-def _stop_signal() -> threading.Event:
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    return stopped

@@ -36,13 +36,15 @@ from ringfence_policy.strict_toml import read_toml
 STATUS_LIFETIME_MS = 15 * 60 * 1000
 _DAY_MS = 24 * 60 * 60 * 1000
 KEY_LIFETIME_MS = 2 * 365 * _DAY_MS
+_PARTIAL = ".state."
 _ROLES = {"policy": Role.POLICY, "status": Role.STATUS, "node": Role.NODE}
 
 
 def set_up(home: HolderHome, *, now_ms: int) -> None:
     """Give a data holder its keys, an empty ledger, its first signed policy and a status. Does nothing the second time.
 
-    The state appears whole or not at all: it is made beside its place and moved there in one step.
+    The state appears whole or not at all: it is made beside its place and moved there in one step. Where an empty
+    directory is mounted in its place, as in a container, it is made inside, and its papers are moved in last.
 
     Raises:
         DocumentInvalid: holder.toml, policy.toml or schema.toml is wrong, or they speak of different things.
@@ -51,7 +53,7 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
     """
     if home.is_set_up:
         return
-    if home.state.exists():
+    if home.state.exists() and not _is_empty(home.state):
         raise ScenarioInvalid(
             "this holder's state is incomplete",
             expected="keys, papers and ledger, or nothing",
@@ -59,7 +61,7 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
             next_step="restore it from a backup; remove it only if no run ever used this holder's data",
         )
     policy = checked_policy(home)
-    partial = home.directory / f".state.{os.getpid()}.new"
+    partial = (home.state if home.state.exists() else home.directory) / f"{_PARTIAL}{os.getpid()}.new"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
     (partial / "keys").mkdir(mode=0o700)
@@ -79,7 +81,22 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
     write_durably(papers / "status.jws", sign(status, type=DocumentType.STATUS, key=keys["status"]).encode())
     with Database.open(partial / "ledger.db") as database:
         PrivacyLedger(database)
-    partial.rename(home.state)
+    _put_in_place(partial, home.state)
+
+
+def _is_empty(state: Path) -> bool:
+    """Whether nothing of a holder's lies there: what an interrupted set-up left is nothing, and a file system's own."""
+    return all(one.name.startswith(_PARTIAL) or one.name == "lost+found" for one in state.iterdir())
+
+
+def _put_in_place(partial: Path, state: Path) -> None:
+    """Move a new state to its place. A holder counts as set up once its papers are there, so they come last."""
+    if not state.exists():
+        partial.rename(state)
+        return
+    for part in sorted(partial.iterdir(), key=lambda one: one.name == "papers"):
+        part.rename(state / part.name)
+    partial.rmdir()
 
 
 def checked_policy(home: HolderHome) -> UsagePolicy:

@@ -1,0 +1,1 @@
+"""What docker/verify is made of. It needs Python and a container engine, nothing else."""
