@@ -5,7 +5,6 @@ code that answers where all holders are simulated in one process.
 """
 
 import contextlib
-import json
 import shutil
 import tempfile
 import threading
@@ -136,8 +135,3 @@ def serving(agent: HolderAgent, *, socket: Path, users: AbstractSet[int]) -> Ite
     finally:
         server.stop(None)
         shutil.rmtree(private, ignore_errors=True)
-
-
-def root_text(jwk: dict[str, str]) -> str:
-    """A coordinator's root key as the node's configuration carries it."""
-    return json.dumps(jwk)
