@@ -179,6 +179,7 @@ def _supernode_settings(
         superlink=invitation.address,
         authority=invitation.authority,
         key=key,
+        place=relay,
         home=relay / "home",
         agent=socket,
         confined=options.confined,
