@@ -2,7 +2,7 @@
 
 The SuperNode and whatever it starts run code that came over the wire. Behind these walls they keep their network and
 reach the named files only: not a holder's directory, its records, keys or ledger, nor, by `ptrace` or /proc, the memory
-of the agent. A Unix socket beneath a named directory can be connected to. Without Landlock nothing is started.
+of the agent. A Unix socket with a name can be connected to, wherever it lies. Without Landlock nothing is started.
 """
 
 import argparse

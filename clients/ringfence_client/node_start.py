@@ -3,13 +3,15 @@
 Each thing that happens is one event: a sentence for people, or a line of JSON for programs.
 """
 
+import fcntl
 import json
+import os
 import pwd
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging import FileHandler, basicConfig, getLogger
 from pathlib import Path
@@ -58,16 +60,21 @@ def start(home: HolderHome, options: StartOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        RingfenceError: The holder is not set up, not joined, or cannot be opened.
+        RingfenceError: The holder is not set up, not joined, served already, or cannot be opened.
     """
     invitation = accepted_invitation(home)
     directory = home.state / "agent"
     directory.mkdir(exist_ok=True, mode=0o700)
-    basicConfig(
-        level="INFO",
-        format="%(asctime)s %(name)s %(message)s",
-        handlers=[FileHandler(directory / "agent.log")],
-    )
+    with _the_only_one(home, directory / "agent.lock"):
+        basicConfig(
+            level="INFO",
+            format="%(asctime)s %(name)s %(message)s",
+            handlers=[FileHandler(directory / "agent.log")],
+        )
+        _serve(home, invitation, options)
+
+
+def _serve(home: HolderHome, invitation: Invitation, options: StartOptions) -> None:
     socket = options.socket or default_socket(home.directory)
     users = frozenset({home.state.stat().st_uid, *map(_number_of, options.serve)})
     events = _Events(as_json=options.as_json)
@@ -88,6 +95,25 @@ def start(home: HolderHome, options: StartOptions) -> None:
         stopped.wait()
         events("stopping", {})
     events("stopped", {})
+
+
+@contextmanager
+def _the_only_one(home: HolderHome, path: Path) -> Iterator[None]:
+    """Be this holder's one agent; the lock goes with the process, however that ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                "this holder's agent runs already",
+                expected="one `ringfence-node start` for each holder's directory",
+                where=str(home.directory),
+                next_step="leave it running, or stop it first; its words are in state/agent/agent.log",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def accepted_invitation(home: HolderHome) -> Invitation:

@@ -114,8 +114,8 @@ def _command(settings: SuperNodeSettings, authority: Path) -> list[str]:
         walls = [
             # Without -s Python would run, before the walls stand, what an earlier message left in this home.
             *(sys.executable, "-P", "-s", "-m", "ringfence_client.confined", "--ends-with", str(os.getpid())),
-            *("--read", str(settings.key), str(authority), str(settings.agent.parent)),
-            *("--write", str(settings.home), "--"),
+            # Not where the agent's socket lies: connecting needs no right, and beside it may lie what is the holder's.
+            *("--read", str(settings.key), str(authority), "--write", str(settings.home), "--"),
         ]
     return [
         *walls,
