@@ -1,4 +1,4 @@
-"""The SuperNode that an agent keeps running: what a message leaves behind in its home harms nobody, and it ends in time."""
+"""The SuperNode that an agent keeps running: what a message leaves in its home harms nobody, and when it ends."""
 
 import os
 import signal
