@@ -131,7 +131,7 @@ def _listener(path: Path, *, shared: bool) -> socket.socket:
     try:
         _make_private(path.parent)
         with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # left by an agent that was killed; one that lives holds the holder's lock
+            path.unlink()  # left by an agent that was killed: `start` lets no second one begin
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(str(path))
         # Others may reach it where they were named; whether they are let in, the kernel's word decides.

@@ -2,7 +2,7 @@
 
 The SuperNode and whatever it starts run code that came over the wire. Behind these walls they keep their network and
 reach the named files only: not a holder's directory, its records, keys or ledger, nor, by `ptrace` or /proc, the memory
-of the agent. A Unix socket beneath a named directory can be connected to. Without Landlock nothing is started.
+of the agent. A Unix socket with a name can be connected to, wherever it lies. Without Landlock nothing is started.
 """
 
 import argparse
@@ -44,19 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, command = _parsed(given)
     try:
-        start_confined(command, readable=options.read, writable=options.write)
+        start_confined(command, readable=options.read, writable=options.write, ends_with=options.ends_with)
     except RingfenceError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
 
 
-def start_confined(command: Sequence[str], *, readable: Sequence[Path], writable: Sequence[Path]) -> NoReturn:
+def start_confined(
+    command: Sequence[str], *, readable: Sequence[Path], writable: Sequence[Path], ends_with: int | None = None
+) -> NoReturn:
     """Become a program that reaches these files and no others.
 
     Args:
         command: The program and its arguments. It must lie beneath `readable`, or be part of this installation.
         readable: What may be read besides interpreter, libraries and settings of the network; programs there may run.
         writable: What may be read and changed.
+        ends_with: The process that started this one: when it ends, however it does, the kernel ends the program.
 
     Raises:
         Fault: There is no Landlock here, or the program cannot be started. This process has given up its rights then.
@@ -72,6 +75,8 @@ def start_confined(command: Sequence[str], *, readable: Sequence[Path], writable
     _close_all_but_the_terminal()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     drop_privileges()
+    if ends_with is not None:
+        _end_with(ends_with)
     try:
         landlock.restrict(
             readable=[Path(name) for name in _NETWORK_SETTINGS],
@@ -97,11 +102,12 @@ def start_confined(command: Sequence[str], *, readable: Sequence[Path], writable
 def _parsed(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m ringfence_client.confined",
-        usage="%(prog)s [--read PATH...] [--write PATH...] -- COMMAND...",
+        usage="%(prog)s [--read PATH...] [--write PATH...] [--ends-with PROCESS] -- COMMAND...",
         description="Start COMMAND so that it reaches the files beneath these paths and no others.",
     )
     parser.add_argument("--read", nargs="+", action="extend", default=[], type=Path, metavar="PATH")
     parser.add_argument("--write", nargs="+", action="extend", default=[], type=Path, metavar="PATH")
+    parser.add_argument("--ends-with", type=int, metavar="PROCESS")
     cut = given.index("--") if "--" in given else len(given)
     options, command = parser.parse_args(given[:cut]), given[cut + 1 :]
     if not command:
@@ -110,6 +116,13 @@ def _parsed(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if missing:
         parser.error(f"no such file or directory: {', '.join(missing)}")
     return options, command
+
+
+def _end_with(parent: int) -> None:
+    # After the privileges are gone: the kernel forgets it when they change.
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise Fault("the program is not started: the process that wanted it has ended", got=f"no process {parent}")
 
 
 def _close_all_but_the_terminal() -> None:

@@ -1,9 +1,11 @@
 """`ringfence-node start`: one holder's agent and its SuperNode, from the first line to the last."""
 
+import fcntl
 import json
+import os
 import pwd
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging import FileHandler, basicConfig
 from pathlib import Path
@@ -49,16 +51,21 @@ def start(home: HolderHome, options: StartOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        RingfenceError: The holder is not set up, not joined, or cannot be opened.
+        RingfenceError: The holder is not set up, not joined, served already, or cannot be opened.
     """
     invitation = accepted_invitation(home)
     directory = home.state / "agent"
     directory.mkdir(exist_ok=True, mode=0o700)
-    basicConfig(
-        level="INFO",
-        format="%(asctime)s %(name)s %(message)s",
-        handlers=[FileHandler(directory / "agent.log")],
-    )
+    with _the_only_one(home, directory / "agent.lock"):
+        basicConfig(
+            level="INFO",
+            format="%(asctime)s %(name)s %(message)s",
+            handlers=[FileHandler(directory / "agent.log")],
+        )
+        _serve(home, invitation, options)
+
+
+def _serve(home: HolderHome, invitation: Invitation, options: StartOptions) -> None:
     socket = options.socket or default_socket(home.directory)
     users = frozenset({home.state.stat().st_uid, *map(_number_of, options.serve)})
     events = Events(as_json=options.as_json)
@@ -79,6 +86,25 @@ def start(home: HolderHome, options: StartOptions) -> None:
         stopped.wait()
         events("stopping", {})
     events("stopped", {})
+
+
+@contextmanager
+def _the_only_one(home: HolderHome, path: Path) -> Iterator[None]:
+    """Be this holder's one agent; the lock goes with the process, however that ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                "this holder's agent runs already",
+                expected="one `ringfence-node start` for each holder's directory",
+                where=str(home.directory),
+                next_step="leave it running, or stop it first; its words are in state/agent/agent.log",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def accepted_invitation(home: HolderHome) -> Invitation:
@@ -142,6 +168,7 @@ def _supernode_settings(
         superlink=invitation.address,
         authority=invitation.authority,
         key=key,
+        place=relay,
         home=relay / "home",
         agent=socket,
         confined=options.confined,

@@ -38,7 +38,9 @@ class SuperNodeSettings:
         superlink: Where the coordinator's front listens, host:port.
         authority: The certificate that the front's leads to, PEM.
         key: The SuperNode's private key.
-        home: The one directory it may write to.
+        place: Where this process keeps its log and the authority. It may read that one file of it, and write nothing:
+            what it could exchange for a link, this process would follow past the walls.
+        home: The one directory it may write to. This process opens nothing in it.
         agent: The agent's socket.
         confined: Whether it runs behind walls. Without them, code that came over the wire can read what its user can.
     """
@@ -46,6 +48,7 @@ class SuperNodeSettings:
     superlink: str
     authority: str
     key: Path
+    place: Path
     home: Path
     agent: Path
     confined: bool = True
@@ -79,7 +82,7 @@ class SuperNode:
         pause = _SHORTEST_PAUSE
         while not self._closed.is_set():
             began = time.monotonic()
-            with _log_file(self._settings.home) as log:
+            with _log_file(self._settings) as log:
                 self._process = process = _start(self._settings, log)
                 self._report("supernode-started", {"pid": process.pid})
                 code = process.wait()
@@ -92,7 +95,7 @@ class SuperNode:
 
 
 def _start(settings: SuperNodeSettings, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    authority = settings.home / "authority.pem"
+    authority = settings.place / "authority.pem"
     authority.write_text(settings.authority)
     return subprocess.Popen(  # noqa: S603 -- Flower's program from this installation, with values we checked
         _command(settings, authority),
@@ -109,8 +112,10 @@ def _command(settings: SuperNodeSettings, authority: Path) -> list[str]:
     walls: list[str] = []
     if settings.confined:
         walls = [
-            *(sys.executable, "-P", "-m", "ringfence_client.confined"),
-            *("--read", str(settings.key), "--read", str(settings.agent.parent), "--write", str(settings.home), "--"),
+            # Without -s Python would run, before the walls stand, what an earlier message left in this home.
+            *(sys.executable, "-P", "-s", "-m", "ringfence_client.confined", "--ends-with", str(os.getpid())),
+            # Not where the agent's socket lies: connecting needs no right, and beside it may lie what is the holder's.
+            *("--read", str(settings.key), str(authority), "--write", str(settings.home), "--"),
         ]
     return [
         *walls,
@@ -128,6 +133,7 @@ def _environment(home: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
         "PYTHONPATH": os.pathsep.join(importable(but_not=home)),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONNOUSERSITE": "1",
         "HOME": str(home),
         "TMPDIR": str(home),
         "FLWR_HOME": str(home / "flwr"),
@@ -144,9 +150,9 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _log_file(home: Path) -> Iterator[IO[bytes]]:
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (home / "supernode.log").open("ab") as log:
+def _log_file(settings: SuperNodeSettings) -> Iterator[IO[bytes]]:
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (settings.place / "supernode.log").open("ab") as log:
         yield log
 
 

@@ -13,10 +13,10 @@ from logging import getLogger
 from pathlib import Path
 from typing import IO, Final, Literal
 
-from ringfence_client.trainer_wire import Frame, WireFault, receive, send
+from ringfence_client.trainer_wire import LARGEST_ANSWER, Frame, WireFault, receive, send
 from ringfence_client.walls import ALL_WALLS, Wall, allow_cpu
 
-Part = Literal["reader", "trainer"]
+Part = Literal["reader", "examiner", "trainer"]
 
 _START_SECONDS: Final = 120.0
 _GRACE_SECONDS: Final = 5.0
@@ -135,14 +135,16 @@ class TrainerLink:
         self._process.wait(_GRACE_SECONDS)
 
     def _receive(self, until: float, *, largest: int = 0) -> Frame:
-        frame = receive(self._answer, until=until, largest=largest)
+        frame = receive(self._answer, until=until, largest=largest, most_words=LARGEST_ANSWER)
         if frame is None:
             raise WireFault("the process ended")
         return frame
 
 
 def _command(part: Part, settings: TrainerSettings, *, hear: int, say: int) -> list[str]:
-    files = [word for path in settings.files for word in ("--file", str(path))]
+    # Nothing is charged for what an examiner says, so it has no record to say anything about.
+    readable = () if part == "examiner" else settings.files
+    files = [word for path in readable for word in ("--file", str(path))]
     return [
         *(sys.executable, "-P", "-m", "ringfence_client.trainer_process", part),
         *("--data", str(settings.directory), *files, "--forbidden", str(settings.forbidden), "--salt", settings.salt),

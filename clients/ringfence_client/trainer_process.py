@@ -1,8 +1,9 @@
 """The trainer's process: it raises walls around itself, tries them, and then does what its agent asks, until it closes.
 
-Started by `trainer_link` as one of two. The *reader* counts records and knows no model. The *trainer* builds models,
-which may be code that came with a plan, and opens records only for a use that was permitted and charged. Errors are
-told by their code; their words go to standard error, which the agent keeps for the data officer.
+Started by `trainer_link` as one of three. The *reader* counts records and knows no model. The *examiner* builds a model
+that is code of somebody's own, tries its noise, and can open no record. The *trainer* builds models too, and opens
+records for a use that was permitted and charged. Errors are told by their code; their words go to standard error, which
+the agent keeps for the data officer.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from ringfence_policy.errors import Fault, RingfenceError
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.plan import TrainingPlan
 
-Part = Literal["reader", "trainer"]
+Part = Literal["reader", "examiner", "trainer"]
 Answer = Callable[[Frame], Frame]
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _training(directory: Path, salt: str) -> dict[str, Answer]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="A data holder's trainer. Started by its agent.")
-    parser.add_argument("part", choices=["reader", "trainer"])
+    parser.add_argument("part", choices=["reader", "examiner", "trainer"])
     parser.add_argument("--data", type=Path, required=True, help="the directory with the data file")
     parser.add_argument("--file", type=Path, action="append", default=[], help="a data file that may be read")
     parser.add_argument("--forbidden", type=Path, required=True, help="a file of the holder that must not be readable")

@@ -37,6 +37,8 @@ from ringfence_policy.vocabulary import Action
 
 _HEAD: Final = struct.Struct(">IQ")
 LARGEST_WORDS: Final = 64 * 1024 * 1024
+# What a trainer has to say is counts, and names of parameters. Read as JSON it may take thirty times as much memory.
+LARGEST_ANSWER: Final = 4 * 1024 * 1024
 LARGEST_MODEL: Final = 8 * 1024**3
 _PIECE: Final = 1 << 20
 
@@ -75,13 +77,16 @@ def send(descriptor: int, frame: Frame, *, until: float | None = None) -> None:
             raise WireFault(f"the other side is gone ({type(error).__name__})") from None
 
 
-def receive(descriptor: int, *, until: float | None = None, largest: int = LARGEST_MODEL) -> Frame | None:
+def receive(
+    descriptor: int, *, until: float | None = None, largest: int = LARGEST_MODEL, most_words: int = LARGEST_WORDS
+) -> Frame | None:
     """Read a frame whole.
 
     Args:
         descriptor: A pipe's reading end.
         until: When to give up, by `time.monotonic`; never where it is None.
         largest: Bytes of arrays that are taken at most.
+        most_words: Bytes of words that are taken at most.
 
     Returns:
         The frame, or None where the other side closed the pipe instead of saying anything.
@@ -93,11 +98,11 @@ def receive(descriptor: int, *, until: float | None = None, largest: int = LARGE
     if not head:
         return None
     words_size, arrays_size = _HEAD.unpack(head)
-    if words_size > LARGEST_WORDS or arrays_size > largest:
+    if words_size > most_words or arrays_size > largest:
         raise WireFault("more was said than can be meant")
     try:
         words = json.loads(_read(descriptor, words_size, until))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WireFault("what was said is no JSON") from None
     if not isinstance(words, dict):
         raise WireFault("what was said is no object")

@@ -1,8 +1,9 @@
 """The workroom of a real holder: a process behind walls opens its records, and this one never does.
 
-A reader counts the records and ends; it runs no plan's code. A trainer stays warm for one plan: its model is built and
-its noise checked before it first opens a record, and another plan gets another process. What either says is believed
-as far as it has the shape it must have.
+A reader counts the records and ends; it runs no plan's code. A trainer stays warm for one plan, and another plan gets
+another process. A model that is code of somebody's own is built and its noise tried by an examiner, which can open no
+record: what it says costs nothing, and so may say nothing about one. From the trainer such code is heard only for a use
+that is charged. What any of them says is believed as far as it has the shape it must have.
 """
 
 import threading
@@ -67,7 +68,9 @@ class WalledWorkroom:
         self._settings = settings
         self._lock = threading.RLock()
         self._link: TrainerLink | None = None
+        self._examiner: TrainerLink | None = None
         self._plan = ""
+        self._examined_plan = ""
         self._examined: dict[str, ModelFacts] = {}
         self._sound: set[tuple[str, str, str, bool]] = set()
         self._version = _Version(stamp=(), facts={})
@@ -132,12 +135,14 @@ class WalledWorkroom:
     def close(self) -> None:
         """See `Workroom.close`."""
         with self._lock:
+            self._end_examiner()
             if self._link is not None:
                 self._link.close()
                 self._link = None
 
     def _carry_out(self, order: UseOrder) -> Result | Fault:
         with self._lock:
+            self._end_examiner()  # it has said what it was started for
             expected = self._link.breaches if self._link is not None else {}
             try:
                 link = self._trainer(order.plan.digest)
@@ -150,7 +155,10 @@ class WalledWorkroom:
                 return result_in(said, order)
             except (SandboxFault, WireFault) as error:
                 _log.error("a use failed: %s", error)
-                return Fault(FAILED_USE)
+            except Exception as error:  # noqa: BLE001 -- records were opened: whatever an answer breaks here is charged
+                _log.error("a use failed with %s", type(error).__name__)
+                self.close()
+            return Fault(FAILED_USE)
 
     def _count(self, plan: TrainingPlan) -> DataFacts:
         try:
@@ -167,12 +175,33 @@ class WalledWorkroom:
         return _read(said, facts_in)
 
     def _question(self, plan: TrainingPlan, frame: Frame) -> Frame:
+        asked = self._examiner_of(plan) if plan.terms.model.kind == "module" else self._trainer(plan.digest)
         try:
-            said = self._trainer(plan.digest).ask(frame, seconds=_QUESTION_SECONDS)
+            said = asked.ask(frame, seconds=_QUESTION_SECONDS)
         except WireFault as error:
             raise _broken(error) from None
         _raise_refusal(said)
         return said
+
+    def _examiner_of(self, plan: TrainingPlan) -> TrainerLink:
+        """The process for what is asked about a plan's own code before anything is charged."""
+        if self._examiner is not None and not (self._examiner.is_alive and self._examined_plan == plan.digest):
+            self._end_examiner()
+        if self._examiner is None:
+            try:
+                self._examiner = TrainerLink("examiner", self._settings)
+            except WireFault as error:
+                raise _broken(error) from None
+            self._examined_plan = plan.digest
+        if not self._examiner.breaches.keys() <= self.breaches.keys():
+            self._end_examiner()
+            raise SandboxFault("the examiner's walls stand less well than the trainer's")
+        return self._examiner
+
+    def _end_examiner(self) -> None:
+        if self._examiner is not None:
+            self._examiner.close()
+            self._examiner = None
 
     def _trainer(self, plan_digest: str) -> TrainerLink:
         """The process for a plan: one that has seen another plan's code is ended first."""

@@ -87,9 +87,9 @@ def _greet(listening):
         connection.sendall(b"hello")
 
 
-def test_the_agents_socket_and_the_network_are_in_reach(own):
+def test_the_agents_socket_and_the_network_are_in_reach(own, tmp_path):
     with socket.socket(socket.AF_UNIX) as agent, socket.create_server(("127.0.0.1", 0)) as coordinator:
-        agent.bind(str(own / "agent.sock"))
+        agent.bind(str(tmp_path / "agent.sock"))
         agent.listen()
         answering = [threading.Thread(target=_greet, args=(one,)) for one in (agent, coordinator)]
         for thread in answering:
@@ -103,7 +103,7 @@ for family, address in ((socket.AF_UNIX, sys.argv[1]), (socket.AF_INET, ("localh
         print(one.recv(5).decode())
 """,
             own,
-            own / "agent.sock",
+            tmp_path / "agent.sock",
             coordinator.getsockname()[1],
         )
         for thread in answering:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from ringfence_client.trainer_wire import (
+    LARGEST_ANSWER,
     LARGEST_WORDS,
     Frame,
     WireFault,
@@ -120,6 +121,7 @@ def test_a_closed_pipe_is_an_end_and_one_that_breaks_off_is_a_fault(pipe):
         struct.pack(">IQ", 3, 0) + b"{]}",
         struct.pack(">IQ", 2, 0) + b"[]",
         struct.pack(">IQ", 2, 0) + b"\xff\xff",
+        struct.pack(">IQ", 40_000, 0) + b"[" * 40_000,
     ],
 )
 def test_what_is_no_frame_is_refused(pipe, sent):
@@ -127,6 +129,13 @@ def test_what_is_no_frame_is_refused(pipe, sent):
     os.write(say, sent)
     with pytest.raises(WireFault):
         receive(hear, until=time.monotonic() + 1)
+
+
+def test_of_an_answer_fewer_words_are_taken_than_of_an_order(pipe):
+    hear, say = pipe
+    os.write(say, struct.pack(">IQ", LARGEST_ANSWER + 1, 0))
+    with pytest.raises(WireFault, match="more was said"):
+        receive(hear, until=time.monotonic() + 1, most_words=LARGEST_ANSWER)
 
 
 def test_an_order_and_its_result_read_as_they_were_written(order):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agents import agents_of
+from leaky_models import RECORD
 from own_models import __file__ as own_models_file
 
 from ringfence_client import trainer_link, walled_workroom
@@ -232,3 +233,45 @@ def test_code_that_takes_memory_or_time_without_end_is_refused_before_anything_i
     assert node.ledger.meters() == before
     assert node.ledger.holds(run.file.run_id) == []
     assert ask_health(agents.sockets["elm"]) == "serving"
+
+
+# --- what approved code could say about records without being charged -------------------------------------------------
+
+
+def leaky(run_of, name):
+    digest = code_digest(f"leaky_models:{name}")
+    changes = hostile("Forks")
+    changes["plan"] |= {"model.path": f"leaky_models:{name}", "model.code_digest": digest}
+    changes["policies"] = {one: {"projects.code": ["built-in", digest]} for one in changes["policies"]}
+    run, agents = run_of(**changes)
+    with (run.home("elm").directory / "data.csv").open("a") as data:
+        data.write(f"{RECORD}\n")
+    run.propose()
+    run.governor.offer(run.grid, 1)
+    return run, agents.nodes["elm"]
+
+
+def test_code_that_is_only_looked_at_can_read_no_record(one_walled_holder):
+    run, _ = leaky(one_walled_holder, "ReadsWhenBuilt")
+    reply = run.request("elm")
+    # In the trainer it reads them: the use is charged by then, and a failure says no more than that it failed.
+    assert reply.error.code == FAULT_CODE
+    assert run.log_of("elm", "sent")
+
+
+def test_code_that_has_seen_records_answers_nothing_that_is_not_charged(one_walled_holder):
+    run, node = leaky(one_walled_holder, "Remembers")
+    assert not run.request("elm").has_error()
+    node.workroom.check_training("another-run", run.plan, loudest_training(run.plan), seed=SEED)
+    node.workroom._examined.clear()
+    assert node.workroom.examine(run.plan).shapes
+
+
+def test_an_answer_that_the_agent_cannot_read_is_a_failed_use_and_is_charged(one_walled_holder):
+    run, node = leaky(one_walled_holder, "BreaksItsAgent")
+    before = node.ledger.meters()
+    reply = run.request("elm")
+    assert reply.error.code == FAULT_CODE
+    assert reply.error.reason == "the use failed after data was opened"
+    run.propose()  # which would give back what was only reserved
+    assert node.ledger.meters() != before
