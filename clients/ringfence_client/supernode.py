@@ -57,6 +57,8 @@ class SuperNodeSettings:
 class SuperNode:
     """A SuperNode that is started again whenever it ends, with growing pauses, until it is closed.
 
+    It ends with this process, however that ends (`supernode_child`).
+
     Args:
         settings: What it is started with.
         report: Told of each start and end.
@@ -119,7 +121,7 @@ def _command(settings: SuperNodeSettings, authority: Path) -> list[str]:
         ]
     return [
         *walls,
-        str(Path(sys.executable).parent / "flower-supernode"),
+        *(sys.executable, "-P", "-m", "ringfence_client.supernode_child", str(os.getpid())),
         *("--superlink", settings.superlink, "--root-certificates", str(authority)),
         *("--auth-supernode-private-key", str(settings.key)),
         *("--node-config", f'{SOCKET_KEY}="{settings.agent}"'),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,22 @@ from flwr.serverapp import Grid
 
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.documents import Role
-from ringfence_policy.errors import DocumentInvalid, RunRefused
+from ringfence_policy.errors import DocumentInvalid, RunFailed, RunRefused
 from ringfence_policy.identity import DocumentType
 from ringfence_policy.plan import TrainingPlan
-from ringfence_policy.protocol import EVIDENCE, RELEASE, EvidenceReply, EvidenceRequest, ReleaseReply, ReleaseRequest
+from ringfence_policy.protocol import (
+    EVIDENCE,
+    RELEASE,
+    Body,
+    EvidenceReply,
+    EvidenceRequest,
+    ReleaseReply,
+    ReleaseRequest,
+)
 from ringfence_policy.score_histogram import Rows
 from ringfence_policy.trust_store import TrustStore
 from ringfence_server.checkpoint import Checkpoints
-from ringfence_server.conversation import ask
+from ringfence_server.conversation import ask, is_silence
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.events import EventFile
 from ringfence_server.evidence import gather_bundle, is_readable, roots_of_run
@@ -37,7 +45,11 @@ from ringfence_server.strategies import build_strategy
 
 NO_REFERENCES = "No comparison lines: each data holder's records stay on its own machine, and no pool of them exists."
 
+# How long to wait before a data holder that is away is asked again.
+_PAUSE_SECONDS = 3.0
+
 Arrays = dict[str, npt.NDArray[np.float32]]
+B = TypeVar("B", bound=Body)
 Report = Callable[[str, Mapping[str, object]], None]
 
 
@@ -226,10 +238,18 @@ class _Conductor:
             if card.holder_id in contributors
         }
         refused = {}
-        for node_id, said in ask(self.grid, RELEASE, questions, ReleaseReply, sign=self.governor.sign).items():
+        for node_id, said in self._ask_patiently(RELEASE, questions, ReleaseReply).items():
             decision = said if isinstance(said, Decision) else _decision_in(said)
             if not decision.permitted:
                 refused[self.governor.cards[node_id].holder_id] = decision
+        if refused and all(map(is_silence, refused.values())):
+            raise RunFailed(
+                "data holders whose updates are in the model did not say whether it may be released",
+                expected=f"an answer of {', '.join(refused)} within {self.plan.terms.cohort.round_seconds} seconds",
+                got="; ".join(sorted({one.meaning for denial in refused.values() for one in denial.failed})),
+                where=self.run.directory,
+                next_step="see that their nodes are online; `ringfence run --resume DIR` asks again",
+            )
         if refused:
             return refused
         self.coordinator.append("model-released", run_id=self.run.run_id, model_digest=digest, rounds=rounds)
@@ -243,7 +263,7 @@ class _Conductor:
             )
             for node_id, card in self.governor.cards.items()
         }
-        said = ask(self.grid, EVIDENCE, questions, EvidenceReply, sign=self.governor.sign)
+        said = self._ask_patiently(EVIDENCE, questions, EvidenceReply)
         return {
             self.governor.cards[node_id].holder_id: reply
             for node_id, reply in said.items()
@@ -251,6 +271,25 @@ class _Conductor:
         }
 
     # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _ask_patiently(
+        self, message_type: str, questions: Mapping[int, Body], answer: type[B]
+    ) -> dict[int, B | Decision]:
+        """Ask, and ask those who are away again until they are back or the plan's time for an answer is over.
+
+        A round goes on without a node that is being started anew. The end of a run cannot: it is asked for once.
+        """
+        until = time.monotonic() + self.plan.terms.cohort.round_seconds
+        said: dict[int, B | Decision] = {}
+        waiting = dict(questions)
+        while waiting:
+            said |= ask(self.grid, message_type, waiting, answer, sign=self.governor.sign)
+            waiting = {node_id: body for node_id, body in waiting.items() if is_silence(said[node_id])}
+            if time.monotonic() + _PAUSE_SECONDS > until:
+                break
+            if waiting:
+                time.sleep(_PAUSE_SECONDS)
+        return said
 
     def _next_round(self) -> int:
         last = self.checkpoints.last()

@@ -135,6 +135,11 @@ def _is_short(decision: Decision) -> bool:
     )
 
 
+def is_silence(said: Body | Decision) -> bool:
+    """Whether a node said nothing that its holder decided: it was not heard, or failed, and may be back soon."""
+    return isinstance(said, Decision) and said.point is Point.COORDINATOR and said.clauses in ((NO_REPLY,), ("fault",))
+
+
 def silence(meaning: str = "The holder did not answer before the round closed.") -> Decision:
     """The denial that no answer amounts to: nothing that the holder decided."""
     return Decision.deny(NO_REPLY, meaning, point=Point.COORDINATOR)

@@ -67,14 +67,14 @@ class Part:
     """One process of the deployment, with its output in a file."""
 
     def __init__(self, command: list[str], *, log: Path, env: Mapping[str, str]) -> None:
-        self._command, self.log, self._env = command, log, dict(env)
+        self.command, self.log, self.env = command, log, dict(env)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Start it, or start it again; a test may have changed `command` and `env` since."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env, start_new_session=True
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, start_new_session=True
             )
 
     @property
@@ -115,11 +115,21 @@ class HolderSide:
     letter: Path
     thumbprint: str
     node: Part
+    _ready_before: int = 0
 
     def start(self) -> None:
         """Start it, and wait until its agent serves and its SuperNode was started."""
-        before = self.count("ready")
+        self.begin()
+        self.wait_until_ready()
+
+    def begin(self) -> None:
+        """Start it."""
+        self._ready_before = self.count("ready")
         self.node.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait until its agent serves and its SuperNode was started."""
+        before = self._ready_before
         wait_until(f"{self.holder_id} is ready", lambda: self.count("ready") > before or not self.node.is_alive)
         assert self.node.is_alive, self.node.log.read_text()
 
@@ -156,10 +166,16 @@ class LiveDeployment:
     Attributes:
         scenario: Plan, schema and holders.
         directory: The deployment, made at the first use.
+        address: Where holders reach the coordinator's front.
+        before: What stands before each command of the coordinator's side, such as the network it runs in.
+        env: More environment of the coordinator's side.
     """
 
     scenario: TinyScenario
     directory: Path
+    address: str = "127.0.0.1"
+    before: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     superlink_port: int = field(default_factory=free_port)
     holders: dict[str, HolderSide] = field(default_factory=dict)
@@ -171,7 +187,7 @@ class LiveDeployment:
             shutil.copyfile(self.scenario.directory / name, self.directory / name)
         ports = ("--port", str(self.port), "--superlink-port", str(self.superlink_port))
         made = self.command(
-            "coordinator", "init", str(self.directory), "--name", "127.0.0.1", "--listen", "127.0.0.1", *ports
+            "coordinator", "init", str(self.directory), "--name", self.address, "--listen", self.address, *ports
         )
         self.thumbprint = str(made["thumbprint"])
         cards = [enrol(str(self.scenario.holder(one))) for one in self.scenario.holders]
@@ -180,9 +196,9 @@ class LiveDeployment:
             introduce(str(home), cards)
             self.holders[card.holder_id] = self._holder(card, home)
         self.coordinator = Part(
-            [*_ringfence(), "coordinator", "start", str(self.directory), "--json"],
+            [*self.before, *_ringfence(), "coordinator", "start", str(self.directory), "--json"],
             log=self.directory / "start.log",
-            env=environment(),
+            env=environment(**self.env),
         )
         self.run: Part | None = None
 
@@ -204,16 +220,7 @@ class LiveDeployment:
 
     def try_command(self, *arguments: str) -> tuple[int, Any]:
         """Run one command of `ringfence` with --json, and give its exit code and what it said."""
-        result = subprocess.run(
-            [*_ringfence(), *arguments, "--json"],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
-        assert "Traceback" not in result.stderr, result.stderr
-        return result.returncode, json.loads(result.stdout)
+        return run_command(*arguments, before=self.before, env=self.env)
 
     def node_command(self, *arguments: str) -> Any:
         """Run one command of `ringfence-node` to its end, and give its JSON."""
@@ -239,10 +246,12 @@ class LiveDeployment:
         """Start it, and wait until it is ready."""
         before = self.coordinator.log.read_text().count('"ready"') if self.coordinator.log.exists() else 0
         self.coordinator.start()
-        wait_until("the coordinator is ready", lambda: self._times_ready() > before or not self.coordinator.is_alive)
+        wait_until("the coordinator is ready", lambda: self.times_ready > before or not self.coordinator.is_alive)
         assert self.coordinator.is_alive, self.coordinator.log.read_text()
 
-    def _times_ready(self) -> int:
+    @property
+    def times_ready(self) -> int:
+        """How often it said that it is ready."""
         return self.coordinator.log.read_text().count('"ready"')
 
     @property
@@ -264,6 +273,10 @@ class LiveDeployment:
         """The SuperLink's address."""
         return f"127.0.0.1:{self.superlink_port}"
 
+    @property
+    def _superlink_option(self) -> tuple[str, str]:
+        return "--superlink", self.superlink
+
     # --- the holders -------------------------------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:
@@ -274,7 +287,9 @@ class LiveDeployment:
         """Start holders, all by default, and wait until they are connected."""
         wanted = holder_ids or tuple(self.holders)
         for one in wanted:
-            self.holders[one].start()
+            self.holders[one].begin()
+        for one in wanted:
+            self.holders[one].wait_until_ready()
         wait_until("the holders are connected", lambda: all(self.states()[one] == "connected" for one in wanted))
 
     # --- runs --------------------------------------------------------------------------------------------------------
@@ -282,9 +297,9 @@ class LiveDeployment:
     def start_run(self, *options: str) -> Part:
         """Start `ringfence run` in the background."""
         self.run = Part(
-            [*_ringfence(), "run", str(self.directory), "--superlink", self.superlink, "--json", *options],
+            [*self.before, *_ringfence(), "run", str(self.directory), *self._superlink_option, "--json", *options],
             log=self.directory / f"run-{time.monotonic_ns()}.log",
-            env=environment(),
+            env=environment(**self.env),
         )
         self.run.start()
         return self.run
@@ -343,6 +358,20 @@ class LiveDeployment:
             env=environment(),
         )
         return HolderSide(card.holder_id, home, letter, said["thumbprint"], node)
+
+
+def run_command(*arguments: str, before: tuple[str, ...] = (), env: Mapping[str, str] | None = None) -> tuple[int, Any]:
+    """Run one command of `ringfence` with --json to its end, and give its exit code and what it said."""
+    result = subprocess.run(
+        [*before, *_ringfence(), *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        env=environment(**(env or {})),
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, json.loads(result.stdout)
 
 
 def _ringfence() -> list[str]:
