@@ -44,22 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, command = _parsed(given)
     try:
-        start_confined(command, readable=options.read, writable=options.write, ends_with=options.ends_with)
+        start_confined(command, readable=options.read, writable=options.write)
     except RingfenceError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(error.exit_code) from None
 
 
-def start_confined(
-    command: Sequence[str], *, readable: Sequence[Path], writable: Sequence[Path], ends_with: int | None = None
-) -> NoReturn:
+def start_confined(command: Sequence[str], *, readable: Sequence[Path], writable: Sequence[Path]) -> NoReturn:
     """Become a program that reaches these files and no others.
 
     Args:
         command: The program and its arguments. It must lie beneath `readable`, or be part of this installation.
         readable: What may be read besides interpreter, libraries and settings of the network; programs there may run.
         writable: What may be read and changed.
-        ends_with: The process that started this one: when it ends, however it does, the kernel ends the program.
 
     Raises:
         Fault: There is no Landlock here, or the program cannot be started. This process has given up its rights then.
@@ -75,8 +72,6 @@ def start_confined(
     _close_all_but_the_terminal()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     drop_privileges()
-    if ends_with is not None:
-        _end_with(ends_with)
     try:
         landlock.restrict(
             readable=[Path(name) for name in _NETWORK_SETTINGS],
@@ -102,12 +97,11 @@ def start_confined(
 def _parsed(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m ringfence_client.confined",
-        usage="%(prog)s [--read PATH...] [--write PATH...] [--ends-with PROCESS] -- COMMAND...",
+        usage="%(prog)s [--read PATH...] [--write PATH...] -- COMMAND...",
         description="Start COMMAND so that it reaches the files beneath these paths and no others.",
     )
     parser.add_argument("--read", nargs="+", action="extend", default=[], type=Path, metavar="PATH")
     parser.add_argument("--write", nargs="+", action="extend", default=[], type=Path, metavar="PATH")
-    parser.add_argument("--ends-with", type=int, metavar="PROCESS")
     cut = given.index("--") if "--" in given else len(given)
     options, command = parser.parse_args(given[:cut]), given[cut + 1 :]
     if not command:
@@ -116,13 +110,6 @@ def _parsed(given: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if missing:
         parser.error(f"no such file or directory: {', '.join(missing)}")
     return options, command
-
-
-def _end_with(parent: int) -> None:
-    # After the privileges are gone: the kernel forgets it when they change.
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise Fault("the program is not started: the process that wanted it has ended", got=f"no process {parent}")
 
 
 def _close_all_but_the_terminal() -> None:

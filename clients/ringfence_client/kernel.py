@@ -17,7 +17,6 @@ from typing import Final
 IS_LINUX: Final = sys.platform == "linux"
 
 # What prctl(2) takes.
-PR_SET_PDEATHSIG: Final = 1
 PR_GET_DUMPABLE: Final = 3
 PR_SET_DUMPABLE: Final = 4
 PR_SET_NAME: Final = 15

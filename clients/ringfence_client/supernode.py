@@ -115,7 +115,7 @@ def _command(settings: SuperNodeSettings, authority: Path) -> list[str]:
     if settings.confined:
         walls = [
             # Without -s Python would run, before the walls stand, what an earlier message left in this home.
-            *(sys.executable, "-P", "-s", "-m", "ringfence_client.confined", "--ends-with", str(os.getpid())),
+            *(sys.executable, "-P", "-s", "-m", "ringfence_client.confined"),
             # Not where the agent's socket lies: connecting needs no right, and beside it may lie what is the holder's.
             *("--read", str(settings.key), str(authority), "--write", str(settings.home), "--"),
         ]

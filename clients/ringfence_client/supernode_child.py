@@ -14,8 +14,8 @@ import time
 from importlib import metadata
 
 _LOOK_SECONDS = 0.5
-# Flower gives itself five.
-_GRACE_SECONDS = 8.0
+# Flower gives itself five, which on a busy machine are more.
+_GRACE_SECONDS = 20.0
 COMMAND = "flower-supernode"
 
 

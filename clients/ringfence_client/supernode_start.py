@@ -19,7 +19,7 @@ class SuperNodeOptions:
 
     Attributes:
         key: Its private key.
-        home: The one directory it writes to.
+        home: The directory it works in: its log, and below it the one directory that what it starts may write to.
         socket: Where the agent listens, now or later.
         confined: Whether it runs behind walls.
         as_json: Whether events are JSON.
@@ -62,7 +62,8 @@ def start_supernode(letter: Path, options: SuperNodeOptions) -> None:
             superlink=invitation.address,
             authority=invitation.authority,
             key=options.key.resolve(),
-            home=options.home.resolve(),
+            place=options.home.resolve(),
+            home=options.home.resolve() / "home",
             agent=options.socket.resolve(),
             confined=options.confined,
         ),

@@ -74,7 +74,7 @@ def wait_for_flower(process_id):
     until = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < until:
         found = Path(f"/proc/{process_id}/cmdline").read_bytes().decode().split("\0")
-        if any(one.endswith("flower-supernode") for one in found) and "ringfence_client.confined" not in found:
+        if "ringfence_client.supernode_child" in found and "ringfence_client.confined" not in found:
             return found
         time.sleep(0.1)
     raise AssertionError("Flower's SuperNode was not started")
