@@ -34,7 +34,7 @@ from ringfence_server.conversation import ask, is_silence
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.events import EventFile
 from ringfence_server.evidence import gather_bundle, is_readable, roots_of_run
-from ringfence_server.governed_strategy import GovernedStrategy
+from ringfence_server.governed_strategy import WHAT_TO_DO_NEXT, GovernedStrategy
 from ringfence_server.governor import Governor
 from ringfence_server.initial_model import initial_arrays
 from ringfence_server.outcome import RoundOutcome, Scores
@@ -112,7 +112,7 @@ class _Conductor:
                 "no round was committed: no data holder's update could be used",
                 expected="at least one data holder that permits the plan",
                 got=self.governor.who_refused(),
-                next_step="`ringfence policy preview DIR` says what change of the plan would pass",
+                next_step=WHAT_TO_DO_NEXT,
             )
         model = self._averaged_model()
         with self._timed("evaluation"):

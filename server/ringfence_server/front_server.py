@@ -18,6 +18,8 @@ from ringfence_server.registry import KeyTable, Registry
 _KEPT_SECONDS = 60
 _STRANGER_SECONDS = 20.0
 _MOST_CONNECTIONS = 1000
+# Connections on which nothing was asked yet. A SuperNode asks at once, so that the oldest of too many is none.
+_MOST_STRANGERS = 300
 _START_SECONDS = 20.0
 _STOP_SECONDS = 10.0
 
@@ -30,7 +32,11 @@ class _Impatient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # uvicorn narrows it too
         super().connection_made(transport)
+        self._came = self.loop.time()
         self.loop.call_later(_STRANGER_SECONDS, self._leave_stranger)
+        strangers = [one for one in self.connections if isinstance(one, _Impatient) and one.cycle is None]
+        if len(strangers) > _MOST_STRANGERS:
+            min(strangers, key=lambda one: one._came)._leave_stranger()  # noqa: SLF001 -- of the same class
 
     def _leave_stranger(self) -> None:
         if self.cycle is None:

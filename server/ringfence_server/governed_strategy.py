@@ -19,6 +19,10 @@ from ringfence_server.round_messages import arrays_of, clean_reply
 
 # Flower's sampling polls until enough nodes are there; it asks twice per round when it does not have to wait.
 _PATIENCE = 8
+WHAT_TO_DO_NEXT = (
+    "where all policies lie on this machine `ringfence policy preview DIR` says what change of the plan would pass; "
+    "where they do not, each data holder's `ringfence-node decisions DIR --denied` says what was asked for and found"
+)
 
 Commit = Callable[[int, ArrayRecord, dict[str, object]], None]
 
@@ -75,7 +79,7 @@ class GovernedStrategy(Strategy):
                 "no data holder permits this plan, so nothing was trained",
                 expected="at least one data holder that permits the plan",
                 got=self._governor.who_refused(),
-                next_step="`ringfence policy preview DIR` says what change of the plan would pass",
+                next_step=WHAT_TO_DO_NEXT,
             )
         view = CohortView(grid, permitted)
         proposed = list(self.inner.configure_train(number, arrays, config, view)) if permitted else []

@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -376,6 +377,23 @@ def test_who_connects_and_says_nothing_is_hung_up_on(place, monkeypatch):
         began = time.monotonic()
         assert converse(place, text) == b""
         assert time.monotonic() - began < 10
+
+
+def test_strangers_who_only_connect_cannot_take_a_supernodes_place(place, monkeypatch):
+    monkeypatch.setattr("ringfence_server.front_server._MOST_STRANGERS", 3)
+    deployment, server = place
+    strangers = [connect(place) for _ in range(6)]
+    with httpx.Client(verify=ssl.create_default_context(cafile=str(deployment.authority_file))) as node:
+        response = node.post(f"https://127.0.0.1:{server.port}{PULL}", headers=signed(), content=b"asked")
+    assert response.text == "try again"  # the front's own word: the request got as far as the SuperLink, which is down
+    strangers[0].settimeout(5)
+    with suppress(ConnectionError):
+        assert strangers[0].recv(1) == b""
+    strangers[-1].settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        strangers[-1].recv(1)
+    for one in strangers:
+        one.close()
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(place):
