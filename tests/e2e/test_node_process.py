@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from agents import hand_over
+from faults import Held, states_of
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from deployment import wait_until
 from ringfence_client.agent_client import ask_health
 from ringfence_client.agent_door import default_socket
 from ringfence_policy.identity import SigningKey
@@ -143,6 +145,46 @@ def test_an_agent_that_is_killed_and_started_again_goes_on_with_the_run(joined, 
     node = joined.node("elm")
     assert {hold.state.value for hold in node.ledger.holds(joined.file.run_id)} == {"committed"}
     assert len(joined.log_of("elm", "sent")) == 1
+
+
+def test_an_agent_that_is_killed_while_it_trains_has_spent_nothing_and_takes_part_in_the_next_round(joined, started):
+    """The one line of the matrix in docs/faults.md that is quick enough to be run each time."""
+    first = started()
+    first.wait_for("ready")
+    through(first, joined)
+    joined.propose()
+    joined.governor.offer(joined.grid, 1)
+    assert not joined.request("elm").has_error()
+    trainer = first.wait_for("trainer-started")["pid"]
+    ledger = joined.scenario.holder("elm")
+    held = Held()
+    held.hold(trainer)
+
+    def kill_once_it_trains():
+        wait_until("the round is reserved", lambda: states_of(ledger, 2) == {"reserved"}, seconds=60)
+        first.process.kill()
+
+    killer = threading.Thread(target=kill_once_it_trains)
+    killer.start()
+    reply = joined.request("elm", round_number=2)
+    killer.join()
+    held.let_go()
+    assert (reply.has_error(), "did not answer" in reply.error.reason) == (True, True)
+
+    joined.restart_nodes()  # this process had the holder open too, to see its log: now nobody has
+    second = started()
+    second.wait_for("ready")
+    assert states_of(ledger, 2) == {"released"}
+    through(second, joined)
+    joined.governor.offer(joined.grid, 3)
+    assert not joined.request("elm", round_number=3).has_error()
+    assert second.end() == 0
+    assert {number: states_of(ledger, number) for number in (1, 2, 3)} == {
+        1: {"committed"},
+        2: {"released"},
+        3: {"sending"},
+    }
+    assert [one["round"] for one in joined.log_of("elm", "sent")] == [1, 3]
 
 
 def test_trainer_and_agent_die_together_when_the_agent_is_killed(started):

@@ -38,14 +38,16 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_until(what: str, found: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS) -> Any:
+def wait_until(
+    what: str, found: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS, pause_seconds: float = 0.1
+) -> Any:
     """Wait until `found` gives something true, and give that."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         value = found()
         if value:
             return value
-        time.sleep(0.1)
+        time.sleep(pause_seconds)
     raise AssertionError(f"waited {seconds:.0f} s in vain until {what}")
 
 
@@ -290,7 +292,11 @@ class LiveDeployment:
             self.holders[one].begin()
         for one in wanted:
             self.holders[one].wait_until_ready()
-        wait_until("the holders are connected", lambda: all(self.states()[one] == "connected" for one in wanted))
+        wait_until(
+            "the holders are connected",
+            lambda: all(self.states()[one] == "connected" for one in wanted),
+            pause_seconds=1.0,  # each look is a process of its own
+        )
 
     # --- runs --------------------------------------------------------------------------------------------------------
 

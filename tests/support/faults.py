@@ -154,16 +154,16 @@ def coordinator_records(live: LiveDeployment) -> list[dict[str, Any]]:
         return EvidenceLog(database, origin=origin).records()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Line:
-    """One line of the matrix."""
+    """One line of the matrix; as it stands where no run came to be."""
 
     fault: str
     step: str
-    run: str = ""
-    budget: str = ""
-    updates: str = ""
-    evidence: str = ""
+    run: str
+    budget: str = "nothing was used"
+    updates: str = "none"
+    evidence: str = "no run"
 
 
 LINES: list[Line] = []
@@ -236,7 +236,7 @@ def resumed(live: LiveDeployment) -> dict[str, Any]:
     assert said["error"]["code"] == "run-failed", said
     assert said["error"]["summary"], said
     assert "--resume" in said["error"]["next_step"], said
-    wait_until("the holders are connected", lambda: all_connected(live))
+    wait_until("the holders are connected", lambda: all_connected(live), pause_seconds=1.0)
     live.start_run("--resume")
     return said
 
@@ -304,24 +304,28 @@ def assert_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 # --- the matrix -------------------------------------------------------------------------------------------------------
 
 
-def note(fault: str, step: str, after: Aftermath, undisturbed: Undisturbed) -> Line:
+def note(fault: str, step: str, after: Aftermath, undisturbed: Undisturbed) -> None:
     """Put what was measured into the matrix."""
-    line = Line(fault, step, _run_in_words(after), _budget_in_words(after, undisturbed), _updates_in_words(after))
-    line.evidence = "verifies" if "evidence" in after.summary else "no bundle"
+    evidence = "verifies" if "evidence" in after.summary else "no bundle"
+    words = _run_in_words(after), _budget_in_words(after, undisturbed), _updates_in_words(after)
+    tell(Line(fault, step, *words, evidence))
+
+
+def tell(line: Line) -> None:
+    """Put a line into the matrix."""
     LINES.append(line)
     print(f"\n{table([line]).splitlines()[-1]}")  # noqa: T201 -- with -s, as it is measured
-    return line
 
 
 def _run_in_words(after: Aftermath) -> str:
     breaks = Counter(one["error"]["code"] for one in after.attempts[:-1])
     broke = "".join(f"{code}, resumed, " + (f"{times} times; " if times > 1 else "") for code, times in breaks.items())
     status = after.summary.get("status") or after.summary["error"]["code"]
-    absent = [
-        f"{holder}: {', '.join(clauses)} in round {number}"
-        for number in after.closed
-        for holder, clauses in after.refusals(number).items()
-    ]
+    rounds: dict[str, list[str]] = {}
+    for number in after.closed:
+        for holder, clauses in after.refusals(number).items():
+            rounds.setdefault(f"{holder}: {', '.join(clauses)}", []).append(str(number))
+    absent = [f"{who} in round {', '.join(numbers)}" for who, numbers in rounds.items()]
     same = ", same model" if after.is_complete else ""
     return "; ".join([f"{broke}{status}{same}", *absent])
 
@@ -340,7 +344,7 @@ def _budget_in_words(after: Aftermath, undisturbed: Undisturbed) -> str:
 def _updates_in_words(after: Aftermath) -> str:
     per_round = ", ".join(str(len(after.counted.get(number, []))) for number in range(1, ROUNDS + 1))
     unused = [
-        f"{holder_id}'s of round {number} was sent and never came"
+        f"{holder_id}'s of round {number} is spent and not counted"
         for holder_id in HOLDERS
         for number in after.spent(holder_id)
         if holder_id not in after.counted.get(number, [])
