@@ -134,6 +134,7 @@ def test_a_run_over_a_superlink_gives_the_model_and_the_ledgers_of_the_same_run_
     assert not [port for _, port in listening() if port in (deployment.port, deployment.superlink_port)]
 
 
+@pytest.mark.faults
 def test_a_run_whose_serverapp_and_then_whose_superlink_is_killed_is_finished_by_resuming(live, tmp_path):
     deployment = live(**{"training.rounds": 3, "privacy.noise_multiplier_max": "8"})
 
@@ -167,6 +168,7 @@ def test_a_run_whose_serverapp_and_then_whose_superlink_is_killed_is_finished_by
     assert spent(deployment.scenario.directory) == spent(tmp_path / "embedded")
 
 
+@pytest.mark.faults
 def test_a_holder_that_was_never_connected_breaks_nothing_and_takes_part_from_the_round_after_it_joins(live):
     deployment = live("alder", **{"training.rounds": 3})
     assert deployment.states() == {"alder": "connected", "birch": "never connected"}
@@ -183,6 +185,7 @@ def test_a_holder_that_was_never_connected_breaks_nothing_and_takes_part_from_th
     assert summary["evidence"]["verified"]
 
 
+@pytest.mark.faults
 def test_a_coordinator_that_is_killed_takes_its_superlink_with_it_and_starts_again(live):
     deployment = live(**{"training.rounds": 1})
     started = below(deployment.coordinator.process_id)
