@@ -53,7 +53,6 @@ def test_a_supernode_and_what_it_started_end_when_their_agent_is_killed(tmp_path
             agent.kill()
             if state_of(supernode) not in "ZX":
                 os.killpg(supernode, signal.SIGKILL)
-    assert "SuperNode terminated gracefully" in (tmp_path / "log").read_text()
 
 
 def children_of(process_id):

@@ -45,13 +45,14 @@ def sent_rounds(run, holder="elm"):
 
 def test_a_suspended_holder_is_left_out_until_the_suspension_is_lifted(tiny_run):
     run = tiny_run(plan={"training.rounds": 4})
-    run.before(OFFER, 2, stop(run))
+    run.before("train", 2, stop(run))
     run.before(OFFER, 4, lift(run))
     outcomes = run.train(rounds=4)
     assert ["elm" in outcome.cohort for outcome in outcomes] == [True, False, False, True]
     assert [refusals(outcome) for outcome in outcomes[1:3]] == [
-        {"elm": ("coordinator-before-round", ("suspended",))}
-    ] * 2
+        {"elm": (BEFORE_TRAINING, ("suspended",))},  # its papers for this round were from before
+        {"elm": ("coordinator-before-round", ("suspended",))},
+    ]
     assert sent_rounds(run) == [1, 4]
     stops = [record for record in run.log_of("elm") if record["kind"] in ("suspended", "suspension-lifted")]
     assert [record["kind"] for record in stops] == ["suspended", "suspension-lifted"]
