@@ -6,13 +6,18 @@ OUT ?= build/demo
 # Two cores train and test fastest when each process keeps to its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check format protos clean
+.PHONY: demo test faults check format protos clean
 
 demo: $(VENV)/.installed
 	$(RUN)/ringfence demo --scenario heart --out $(OUT)
 
 test: $(VENV)/.installed
 	$(RUN)/python -m pytest -n 2
+
+# Kills, cuts, fills and skews a real deployment, for the better part of an hour, and prints docs/faults.md's matrix.
+# The faults of link, disk and clock need root, iproute2 and libfaketime, and say so where they are left out.
+faults: $(VENV)/.installed
+	$(RUN)/python -m pytest -n 0 -m faults tests/deployment
 
 check: $(VENV)/.installed
 	$(RUN)/ruff check .
