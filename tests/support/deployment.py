@@ -156,10 +156,12 @@ class LiveDeployment:
     Attributes:
         scenario: Plan, schema and holders.
         directory: The deployment, made at the first use.
+        name: The address under which holders are told to find the front; it listens on 127.0.0.1.
     """
 
     scenario: TinyScenario
     directory: Path
+    name: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     superlink_port: int = field(default_factory=free_port)
     holders: dict[str, HolderSide] = field(default_factory=dict)
@@ -171,7 +173,7 @@ class LiveDeployment:
             shutil.copyfile(self.scenario.directory / name, self.directory / name)
         ports = ("--port", str(self.port), "--superlink-port", str(self.superlink_port))
         made = self.command(
-            "coordinator", "init", str(self.directory), "--name", "127.0.0.1", "--listen", "127.0.0.1", *ports
+            "coordinator", "init", str(self.directory), "--name", self.name, "--listen", "127.0.0.1", *ports
         )
         self.thumbprint = str(made["thumbprint"])
         cards = [enrol(str(self.scenario.holder(one))) for one in self.scenario.holders]
