@@ -112,15 +112,16 @@ class FlowerControl:
         request = UnregisterNodeRequest(node_id=node_id)
         self._ask("unregister a node", lambda: self._client.UnregisterNode(request))
 
-    def start_run(self, config: Mapping[str, str | int]) -> int:
+    def start_run(self, config: Mapping[str, str | int], *, fab: bytes | None = None) -> int:
         """Start Ringfence's ServerApp, and give Flower's number for the run.
 
         Args:
             config: The run configuration: see `serverapp`.
+            fab: Another app to start in its place, which is how benchmarks measure what Flower itself costs.
         """
-        content = build_fab()
-        fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
+        content = build_fab() if fab is None else fab
+        bundle = Fab(hashlib.sha256(content).hexdigest(), content, {})
+        request = StartRunRequest(fab=fab_to_proto(bundle), override_config=user_config_to_proto(dict(config)))
         found = self._ask("start a run", lambda: self._client.StartRun(request))
         if not found.HasField("run_id"):
             raise DeploymentFault("the SuperLink started no run", where=self.address)

@@ -54,6 +54,8 @@ _LONGEST_HEADER = 4096
 _LONGEST_LENGTH = 12
 _IDLE_SECONDS = 30.0
 _WHOLE_SECONDS = 600.0
+# The SuperLink closes what was idle for 5 seconds: a request must not meet a connection that is just being closed.
+_KEPT_SECONDS = 2.5
 _FAR_SIDE = httpx.Timeout(connect=5.0, read=60.0, write=60.0, pool=30.0)
 
 Scope = MutableMapping[str, Any]
@@ -258,7 +260,7 @@ def far_side(authority: str) -> httpx.AsyncClient:
         authority: Path of the certificate that the SuperLink's own leads to.
     """
     context = ssl.create_default_context(cafile=authority)
-    limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
+    limits = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=_KEPT_SECONDS)
     return httpx.AsyncClient(
         verify=context, timeout=_FAR_SIDE, limits=limits, trust_env=False, headers={"accept-encoding": "identity"}
     )

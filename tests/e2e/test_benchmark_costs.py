@@ -2,8 +2,11 @@
 
 import importlib
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,87 @@ def test_a_ratio_above_one_says_that_ringfence_did_better(load):
     assert peers.compare([measured("flower", rate=10.0, first=20.0, cpu=1.0), ours]) == {
         "flower": {"steady_rate": [10.0], "first_round": [5.0], "cpu": [4.0]}
     }
+
+
+def test_a_deployments_rounds_are_compared_within_a_turn(load):
+    rounds = load("deployment_rounds")
+
+    def turn(contestant, repetition, *seconds):
+        return rounds.Segment(
+            contestant=contestant,
+            repetition=repetition,
+            load=0.0,
+            to_first_round=0.0,
+            rounds=list(seconds),
+            up=0.0,
+            down=0.0,
+            waited=[],
+            cpu={},
+            memory={},
+            peak={},
+        )
+
+    segments = [
+        turn(rounds.RINGFENCE, 1, 6.0, 6.0, 9.0),
+        turn(rounds.NOOP, 1, 4.0, 4.0, 4.0),
+        turn(rounds.RINGFENCE, 2, 3.0),
+        turn(rounds.NOOP, 2, 6.0),
+        turn(rounds.RINGFENCE, 3, 1.0),
+    ]
+    assert rounds.ratios(segments, rounds.NOOP) == [1.5, 0.5]
+    assert rounds.parameters_of((3, 2, 1)) == 3 * 2 + 2 + 2 * 1 + 1
+
+
+def test_what_passes_through_is_counted_by_direction_and_moment(load, tmp_path):
+    passing = load("pass_through")
+    path = tmp_path / "door.sock"
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        door.listen()
+        with passing.PassThroughs() as counters:
+            passed = counters.before_socket(path)
+            began = time.time()
+            with socket.socket(socket.AF_UNIX) as knock:  # as a relay does, to see whether somebody listens
+                knock.connect(str(path))
+            door.accept()[0].close()
+            with socket.socket(socket.AF_UNIX) as asker:
+                asker.connect(str(path))
+                asker.sendall(b"12345")
+                answerer, _ = door.accept()
+                with answerer:
+                    assert answerer.recv(5) == b"12345"
+                    time.sleep(0.1)
+                    answerer.sendall(b"12")
+                assert asker.recv(2) == b"12"
+                assert asker.recv(1) == b""
+            ended = time.time()
+    assert passing.bytes_between(passed, began, ended) == (5, 2)
+    assert passing.bytes_between(passed, began - 1, began) == (0, 0)
+    (seconds,) = passing.waited(passed, began, ended)
+    assert 0.1 <= seconds <= ended - began
+
+
+def test_cpu_time_of_a_process_that_ended_is_its_parents_to_tell(load):
+    parts = load("process_parts")
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    with subprocess.Popen(
+        ["sh", "-c", f"sleep 1; {sys.executable} -c '{burn}'; sleep 600"], start_new_session=True
+    ) as parent:
+        began = time.time()
+        watch = parts.Watch(
+            {parent.pid: "somebody"},
+            part_of=lambda line: "shell" if line.startswith("sh ") else None,
+            children_of={"shell": "short"},
+        )
+        try:
+            time.sleep(0.5)
+            until = time.time() + 60
+            while time.time() < until and watch.seconds_between(began, time.time()).get(("somebody", "short"), 0) < 0.4:
+                time.sleep(0.2)
+        finally:
+            watch.close()
+            os.killpg(parent.pid, signal.SIGKILL)
+    spent = watch.seconds_between(began, time.time())
+    assert spent["somebody", "short"] >= 0.4
+    assert spent["somebody", "shell"] < 0.2
+    assert max(watch.memory["somebody", "shell"].resident) > 0.1

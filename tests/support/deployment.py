@@ -168,7 +168,8 @@ class LiveDeployment:
     Attributes:
         scenario: Plan, schema and holders.
         directory: The deployment, made at the first use.
-        address: Where holders reach the coordinator's front.
+        address: Where the front listens, and where holders reach it.
+        name: Where holders are told to find it, if that is elsewhere.
         before: What stands before each command of the coordinator's side, such as the network it runs in.
         env: More environment of the coordinator's side.
     """
@@ -176,6 +177,7 @@ class LiveDeployment:
     scenario: TinyScenario
     directory: Path
     address: str = "127.0.0.1"
+    name: str = ""
     before: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
@@ -189,7 +191,9 @@ class LiveDeployment:
             shutil.copyfile(self.scenario.directory / name, self.directory / name)
         ports = ("--port", str(self.port), "--superlink-port", str(self.superlink_port))
         made = self.command(
-            "coordinator", "init", str(self.directory), "--name", self.address, "--listen", self.address, *ports
+            *("coordinator", "init", str(self.directory), "--name", self.name or self.address),
+            *("--listen", self.address),
+            *ports,
         )
         self.thumbprint = str(made["thumbprint"])
         cards = [enrol(str(self.scenario.holder(one))) for one in self.scenario.holders]
