@@ -25,7 +25,6 @@ from ringfence_policy.evidence_log import EvidenceLog
 from ringfence_policy.identity import DocumentType, SigningKey, parse, sign
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.policy import read_policy
-from ringfence_policy.protocol import OFFER
 
 ROLES = [Role.POLICY, Role.STATUS, Role.NODE]
 
@@ -134,7 +133,7 @@ def test_policy_and_status_keys_are_replaced_between_rounds_and_nobody_is_refuse
         replace_key(run.home("elm"), Role.POLICY)
         replace_key(run.home("elm"), Role.STATUS)
 
-    run.before(OFFER, 2, both)
+    run.before("train", 2, both)
     run.before("train", 3, both)  # also between the coordinator's look and the holder's own
     outcomes = run.train(rounds=3)
     assert [outcome.cohort for outcome in outcomes] == [["alder", "birch", "elm"]] * 3

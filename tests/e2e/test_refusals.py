@@ -24,7 +24,6 @@ from ringfence_policy.decision import Effect
 from ringfence_policy.errors import TrustRefused
 from ringfence_policy.evidence_log import EvidenceLog
 from ringfence_policy.ledger import HoldState, now_ms
-from ringfence_policy.protocol import OFFER
 from ringfence_policy.vocabulary import Action
 from ringfence_server.coordinator import Coordinator
 
@@ -207,14 +206,17 @@ def withdraw(run, holder="elm"):
 
 def test_a_revocation_between_rounds_excludes_the_holder_from_the_next_one(tiny_run):
     run = tiny_run()
-    run.before(OFFER, 2, withdraw(run))
+    run.before("train", 2, withdraw(run))
     outcomes = run.train(rounds=3)
     assert [outcome.cohort for outcome in outcomes] == [
         ["alder", "birch", "elm"],
         ["alder", "birch"],
         ["alder", "birch"],
     ]
-    assert [refusals(outcome) for outcome in outcomes[1:]] == [{"elm": ("coordinator-before-round", ("revoked",))}] * 2
+    assert [refusals(outcome) for outcome in outcomes[1:]] == [
+        {"elm": (BEFORE_TRAINING, ("revoked",))},  # its papers for this round were from before
+        {"elm": ("coordinator-before-round", ("revoked",))},
+    ]
     assert sent_rounds(run, "elm") == [1]
     assert len(run.log_of("elm", "revoked")) == 1
     assert all(outcome.committed for outcome in outcomes)

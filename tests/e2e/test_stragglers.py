@@ -299,11 +299,11 @@ def test_a_holder_that_is_not_there_at_the_start_is_shown_the_plan_again_and_tak
 
 def test_a_holder_that_misses_the_offer_is_not_asked_in_that_round_and_is_in_the_next(tiny_run):
     run = tiny_run(plan=SECONDS)
-    run.grid.loses = said_to(run, "elm", kind="query.offer", rounds=(2,))
+    run.grid.loses = said_to(run, "elm", kind="query.offer", rounds=(1,))
     outcomes = run.train(rounds=3)
     everyone = ["alder", "birch", "elm"]
-    assert [one.cohort for one in outcomes] == [everyone, ["alder", "birch"], everyone]
-    assert sent_rounds(run, "elm") == [1, 3]
+    assert [one.cohort for one in outcomes] == [["alder", "birch"], everyone, everyone]
+    assert sent_rounds(run, "elm") == [2, 3]
 
 
 def test_a_run_that_nobody_answers_stops_and_does_not_say_that_anybody_refused(tiny_run):
