@@ -10,13 +10,17 @@
     │   ├── TrustRefused                 a signature, key, type, sequence number or digest does not hold
     │   ├── BudgetExhausted              a privacy or round budget does not allow this use
     │   ├── EvidenceRefused              a bundle does not prove what it claims
-    │   └── RunRefused                   no data holder permits the plan
+    │   ├── RunRefused                   no data holder permits the plan
+    │   ├── NotSignedIn                  nobody is signed in (ringfence_server.control.signon)
+    │   ├── CrossSite                    a browser's request from another site (ringfence_server.control.signon)
+    │   └── SignInRefused                a sign-in does not hold (ringfence_server.control.oidc)
     └── Fault                   exit 1   the machine or the code
         ├── LedgerFault                  the privacy ledger cannot record, so nothing may be used
         ├── Unaccountable                a mechanism has no known privacy analysis; never counted as zero
         ├── NoiseFault                   a noise generator fails its check (ringfence_client.workroom)
         ├── SandboxFault                 the trainer's own process broke off (ringfence_client.walled_workroom)
         ├── TrainingFault                training gave nothing that may be sent (ringfence_client.trainer)
+        ├── ProviderFault                the identity provider does not answer (ringfence_server.control.oidc)
         ├── DeploymentFault              the coordinator's SuperLink or front does not work
         └── RunFailed                    a run stopped; the message says from where it can be resumed
 

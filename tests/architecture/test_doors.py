@@ -18,7 +18,10 @@ DOORS = {
         "it is the tests' oracle; only accounting.py turns mechanisms into epsilon: call accounting.epsilon_micro()",
     ),
     "cedarpy": ({"ringfence_policy.cedar"}, "only cedar.py speaks Cedar: call PolicyGate.decide()"),
-    "joserfc": ({"ringfence_policy.identity"}, "only identity.py signs and verifies: call sign() or open_signed()"),
+    "joserfc": (
+        {"ringfence_policy.identity", "ringfence_server.control.oidc"},
+        "only identity.py signs and verifies: call sign() or open_signed(); oidc.py reads a provider's tokens",
+    ),
     "rfc8785": ({"ringfence_policy.canonical"}, "only canonical.py fixes bytes: call canonical.encode()"),
     "cryptography": (
         {"ringfence_policy.identity", "ringfence_policy.transport_keys", "ringfence_client.noise"},
@@ -102,6 +105,11 @@ NETWORK_DOORS = {
     "ringfence_server.front_server": "listens for SuperNodes, the one exposed socket of a deployment",
     "ringfence_server.flower_control": "asks the SuperLink on the loopback address",
     "ringfence_server.demo_processes": "finds free ports of the loopback address",
+    "ringfence_server.control.serve": "listens for browsers and scripts, on the control plane's one socket",
+    "ringfence_server.control.limits": "bounds how long a body may take, with the clock of its event loop",
+    "ringfence_server.control.standing": "waits for events and for the end of a sign-in, in the server's event loop",
+    "ringfence_server.control.signon": "reads a browser's cookie",
+    "ringfence_server.control.oidc": "asks the identity provider that the operator named",
     "ringfence_client.relay": "hands Flower's message to the agent, on a Unix socket",
     "ringfence_client.agent": "answers the relay, on a Unix socket",
     "ringfence_client.agent_client": "asks the agent how it is, on a Unix socket",
