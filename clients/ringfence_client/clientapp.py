@@ -21,7 +21,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from ringfence_client import enforcement
 from ringfence_client.deadline import received
-from ringfence_client.enforcement import GlobalModel, Prepared, abandon, charge_failure, finish
+from ringfence_client.enforcement import GlobalModel, Prepared, charge_failure, finish, give_up
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_client.papers import denial_of
@@ -208,7 +208,7 @@ def _finish(message: Message, prepared: Prepared, result: Result | Fault | None)
 def _give_back(prepared: Prepared, *, reason: str) -> None:
     # The ledger refuses to give back what may have left, and may be what failed; then the next start settles it.
     with suppress(RingfenceError):
-        abandon(prepared, reason=reason)
+        give_up(prepared, reason=reason)
 
 
 def _converse(
