@@ -83,6 +83,9 @@ class HolderNode:
         self.database = Database.open(home.database, must_exist=True)
         with ExitStack() as opened:
             opened.callback(self.database.close)
+            # Before the key is read: it is replaced only while nobody is present.
+            self._presence = Presence(home)
+            opened.callback(self._presence.close)
             self.ledger = PrivacyLedger(self.database, clock=clock)
             self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
             self._key = SigningKey.load(home.keys / "node.jwk")
@@ -97,7 +100,6 @@ class HolderNode:
         self._gates: dict[str, PolicyGate] = {}
         self.workroom = workroom
         self._stops = KnownStops(self.log)
-        self._presence = Presence(home)
         if self._presence.is_alone:
             settle_open_holds(self.database, self.ledger, self.append, charged=self._ran_own_code)
             self._presence.share()
