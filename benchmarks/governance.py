@@ -38,9 +38,9 @@ from ringfence_policy.evidence_log import EvidenceLog
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.ledger import PrivacyLedger
 from ringfence_server import worker
-from ringfence_server.conduct import to_record
 from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
 from ringfence_server.governor import Governor
+from ringfence_server.round_messages import to_record
 from ringfence_server.run_file import INITIAL_MODEL, reach, start_run
 from ringfence_server.scenario import load_scenario
 from synthetic import build_scenario

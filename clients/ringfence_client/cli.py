@@ -149,7 +149,10 @@ def suspend(directory: Directory, *, reason: Reason = "suspended", as_json: AsJs
     home = _set_up_home(HolderHome(directory))
     _say_status(stop(home, reason=reason, now_ms=now_ms()), home, as_json=as_json)
     if not as_json:
-        typer.echo("What is in training now is thrown away and its budget given back. What was sent stays sent.")
+        typer.echo(
+            "What is in training now is thrown away and its budget given back, unless its plan brought its own code. "
+            "What was sent stays sent."
+        )
 
 
 @app.command()

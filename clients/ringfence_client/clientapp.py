@@ -18,10 +18,12 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ringfence_client import enforcement
 from ringfence_client.deadline import received
-from ringfence_client.enforcement import GlobalModel, Prepared, abandon, charge_failure, finish
+from ringfence_client.enforcement import GlobalModel, Prepared, charge_failure, finish, give_up
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
 from ringfence_client.papers import denial_of
@@ -36,6 +38,7 @@ from ringfence_policy.protocol import (
     BODY_KEY,
     BODY_RECORD,
     FAULT_CODE,
+    FILE_KEY,
     METRICS_RECORD,
     REFUSED_CODE,
     SIGNATURE_KEY,
@@ -201,14 +204,15 @@ def _finish(message: Message, prepared: Prepared, result: Result | Fault | None)
     weight = prepared.node.home.profile.dataset.weight
     content[METRICS_RECORD] = MetricRecord({WEIGHT_KEY: weight})
     if prepared.request.action is Action.TRAIN:
-        content[ARRAYS_RECORD] = ArrayRecord({name: Array(array) for name, array in answer.arrays.items()})
+        file = np.frombuffer(save(dict(answer.arrays)), dtype=np.uint8)
+        content[ARRAYS_RECORD] = ArrayRecord({FILE_KEY: Array(file)})
     return Message(content, reply_to=message)
 
 
 def _give_back(prepared: Prepared, *, reason: str) -> None:
     # The ledger refuses to give back what may have left, and may be what failed; then the next start settles it.
     with suppress(RingfenceError):
-        abandon(prepared, reason=reason)
+        give_up(prepared, reason=reason)
 
 
 def _converse(
@@ -278,24 +282,25 @@ def _heard(node: HolderNode, message: Message, expected: type[B]) -> B:
 
 def _arrays(message: Message) -> GlobalModel:
     record = message.content.array_records.get(ARRAYS_RECORD)
-    if record is None:
-        raise TrustRefused("a request has no model", expected=f"an ArrayRecord named '{ARRAYS_RECORD}'")
-    return _read_model(
-        tuple((name, array.dtype, tuple(array.shape), array.stype, array.data) for name, array in record.items())
-    )
+    if record is None or set(record) != {FILE_KEY}:
+        raise TrustRefused(
+            "a request has no model", expected=f"'{FILE_KEY}' alone in its ArrayRecord '{ARRAYS_RECORD}'"
+        )
+    array = record[FILE_KEY]
+    return _read_model(array.dtype, tuple(array.shape), array.stype, array.data)
 
 
 # One phase's messages carry one model: it is read once, however many holders of this process are sent it.
 @lru_cache(maxsize=2)
-def _read_model(parts: tuple[tuple[str, str, tuple[int, ...], str, bytes], ...]) -> GlobalModel:
+def _read_model(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> GlobalModel:
     try:
-        arrays = {
-            name: Array(dtype=dtype, shape=shape, stype=stype, data=data).numpy()
-            for name, dtype, shape, stype, data in parts
-        }
-    except (ValueError, TypeError, EOFError) as error:
+        file = Array(dtype=dtype, shape=shape, stype=stype, data=data).numpy()
+        if not isinstance(file, np.ndarray) or file.dtype != np.uint8 or file.ndim != 1:
+            raise TrustRefused("a request's model is no file", expected="the bytes of one safetensors file")
+        arrays = load(file.tobytes())
+    except (SafetensorError, ValueError, TypeError, KeyError, EOFError) as error:
         raise TrustRefused("a request's model is unreadable", got=type(error).__name__) from None
-    if any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in arrays.values()):
+    if any(array.dtype != np.float32 for array in arrays.values()):
         raise TrustRefused("a request's model has another number type", expected="float32")
     return GlobalModel(arrays)
 

@@ -13,6 +13,7 @@ from ringfence_client.deadline import unless_late
 from ringfence_client.node import HolderNode
 from ringfence_client.outbox import StoredReply
 from ringfence_client.papers import Papers, denial_of
+from ringfence_client.recovery import record_unsent
 from ringfence_client.run_terms import RunTerms
 from ringfence_client.workroom import Arrays, Histogram, Measured, Result, check_arrays
 from ringfence_policy import canonical
@@ -25,9 +26,6 @@ from ringfence_policy.plan import TrainerName
 from ringfence_policy.protocol import UseReply, UseRequest
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import Action, Evaluation
-
-# What a use leaves whose result never came to be.
-FAILED_DIGEST = canonical.digest("failed after data was opened")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +173,7 @@ def finish(prepared: Prepared, result: Result | None) -> Answer | Decision:
     node, point = prepared.node, Point.BEFORE_UPLOAD
     papers = node.papers(point=point)
     if isinstance(papers, Decision):
-        abandon(prepared, reason=", ".join(papers.clauses))
+        give_up(prepared, reason=", ".join(papers.clauses))
         return papers
     fault = None if result is None else _not_as_charged(prepared, result)
     if fault is not None:
@@ -190,7 +188,7 @@ def finish(prepared: Prepared, result: Result | None) -> Answer | Decision:
     with node.database.transaction():
         _record(prepared, papers, decision, facts)
         if not decision.permitted or reply is None:
-            abandon(prepared, reason=", ".join(decision.clauses))
+            give_up(prepared, reason=", ".join(decision.clauses), failed=fault is not None)
             return decision
         if result is not None:
             node.outbox.keep(prepared.request, reply)
@@ -199,51 +197,40 @@ def finish(prepared: Prepared, result: Result | None) -> Answer | Decision:
 
 
 def charge_failure(prepared: Prepared) -> Decision | None:
-    """Count a use as sent although it failed after data was opened: that it failed may say something about a record.
+    """Charge a use that failed after data was opened: that it failed may say something about a record.
 
     Returns:
-        The denial to answer with instead, where nothing may leave any more and the reservation was given back.
+        The denial to answer with instead, where nothing may leave any more.
     """
     node = prepared.node
     papers = node.papers(point=Point.BEFORE_UPLOAD)
     if isinstance(papers, Decision):
-        abandon(prepared, reason=", ".join(papers.clauses))
+        give_up(prepared, reason=", ".join(papers.clauses))
         return papers
     decision, facts = _decide_sending(prepared, papers)
-    seeded = prepared.terms.plan.rehearsal
-    nothing = StoredReply(
-        hold_id=prepared.hold_id,
-        digest=FAILED_DIGEST,
-        base_model_digest=prepared.request.base_model_digest,
-        noise_source="none" if prepared.mechanism is None else "seeded" if seeded else "csprng",
-        trainer=prepared.trainer,
-        histogram=None,
-        cost=prepared.cost,
-        arrays={},
-    )
     with node.database.transaction():
         _record(prepared, papers, decision, facts)
         if not decision.permitted:
-            abandon(prepared, reason=", ".join(decision.clauses))
+            give_up(prepared, reason=", ".join(decision.clauses))
             return decision
-        _mark_sent(prepared, nothing)
+        give_up(prepared, reason="failed", failed=True)
     return None
 
 
-def abandon(prepared: Prepared, *, reason: str) -> None:
-    """Give a reservation back, because nothing of it left this machine."""
+def give_up(prepared: Prepared, *, reason: str, failed: bool = False) -> None:
+    """Settle a reservation of which nothing leaves: charge it where its end may tell of a record, else give it back.
+
+    Args:
+        prepared: What `prepare` gave.
+        reason: Why nothing leaves.
+        failed: That it failed after data was opened.
+    """
     node = prepared.node
-    if not prepared.hold_id or prepared.stored is not None:
-        return
-    with node.database.transaction():
-        node.ledger.release(prepared.hold_id, reason)
-        node.append(
-            "hold-released",
-            run_id=prepared.request.run_id,
-            round_number=prepared.request.round_number,
-            hold_id=prepared.hold_id,
-            reason=reason,
-        )
+    if prepared.hold_id and prepared.stored is None:
+        charged = failed or prepared.terms.plan.runs_own_code
+        with node.database.transaction():
+            hold = (node.ledger.charge if charged else node.ledger.release)(prepared.hold_id, reason)
+            record_unsent(node.ledger, hold, node.append)
 
 
 def _decide_sending(prepared: Prepared, papers: Papers) -> tuple[Decision, RoundRequest]:

@@ -83,6 +83,9 @@ class HolderNode:
         self.database = Database.open(home.database, must_exist=True)
         with ExitStack() as opened:
             opened.callback(self.database.close)
+            # Before the key is read: it is replaced only while nobody is present.
+            self._presence = Presence(home)
+            opened.callback(self._presence.close)
             self.ledger = PrivacyLedger(self.database, clock=clock)
             self.log = EvidenceLog(self.database, origin=f"ringfence/holder/{self.holder_id}")
             self._key = SigningKey.load(home.keys / "node.jwk")
@@ -97,9 +100,8 @@ class HolderNode:
         self._gates: dict[str, PolicyGate] = {}
         self.workroom = workroom
         self._stops = KnownStops(self.log)
-        self._presence = Presence(home)
         if self._presence.is_alone:
-            settle_open_holds(self.database, self.ledger, self.append)
+            settle_open_holds(self.database, self.ledger, self.append, charged=self._ran_own_code)
             self._presence.share()
 
     def close(self) -> None:
@@ -451,7 +453,16 @@ class HolderNode:
                 max_rounds=policy.max_rounds,
             )
             # A proposal starts or resumes a run, so nothing of it is alive here: what was only reserved never left.
-            settle_open_holds(self.database, self.ledger, self.append, run_id=run_id)
+            settle_open_holds(
+                self.database, self.ledger, self.append, charged=lambda _: plan.runs_own_code, run_id=run_id
+            )
+
+    def _ran_own_code(self, run_id: str) -> bool:
+        try:
+            terms = self._terms.of(run_id, coordinator=self.coordinator, now_ms=self.clock())
+        except TrustRefused:
+            return True  # what cannot be read may have been anything
+        return terms is None or terms.plan.runs_own_code
 
     def _introduction(self, terms: RunTerms, papers: Papers, *, known_size: int) -> Introduction:
         standing = standing_of(self.ledger, terms, papers.policy)

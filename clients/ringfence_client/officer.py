@@ -282,7 +282,8 @@ def revoke(home: HolderHome, *, reason: str, now_ms: int) -> Status:
 def suspend(home: HolderHome, *, reason: str, now_ms: int) -> Status:
     """Stop every use of the data from the next gate on, until `resume`. Suspending twice changes nothing.
 
-    What is in training then is thrown away and its budget given back. What was sent before stays sent and spent.
+    What is in training then is thrown away, and its budget given back unless the plan brought its own code. What was
+    sent before stays sent and spent.
 
     Raises:
         TrustRefused: The status at hand is not this officer's own, or not the newest one.

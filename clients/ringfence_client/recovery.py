@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable
 
 from ringfence_client.home import HolderHome
+from ringfence_policy.accounting import epsilon_micro
 from ringfence_policy.database import Database
-from ringfence_policy.ledger import HoldState, PrivacyLedger
-
-_INTERRUPTED = "the run was interrupted before anything was sent"
+from ringfence_policy.ledger import NOTHING_LEFT, Hold, HoldState, PrivacyLedger
+from ringfence_policy.mechanism import history_to_document
 
 
 class Presence:
@@ -59,26 +59,48 @@ def is_open(home: HolderHome) -> bool:
 
 
 def settle_open_holds(
-    database: Database, ledger: PrivacyLedger, append: Callable[..., int], *, run_id: str | None = None
+    database: Database,
+    ledger: PrivacyLedger,
+    append: Callable[..., int],
+    *,
+    charged: Callable[[str], bool],
+    run_id: str | None = None,
 ) -> None:
-    """Release what was only reserved and commit what may have left, with a record of each release.
+    """Settle what was only reserved and commit what may have left, with a record of each that nothing was sent of.
 
     Args:
         database: The holder's database.
         ledger: The ledger in it.
         append: Adds a record to the evidence log in it.
+        charged: Whether a run's reservations, by its id, are charged and not given back.
         run_id: The run that nobody is at work on; None for every run.
 
     Raises:
         LedgerFault: It cannot be recorded.
     """
     with database.transaction():
-        for hold in ledger.recover(run_id=run_id):
-            if hold.state is HoldState.RELEASED:
-                append(
-                    "hold-released",
-                    run_id=hold.run_id,
-                    round_number=hold.round_number,
-                    hold_id=hold.hold_id,
-                    reason=_INTERRUPTED,
-                )
+        ledger.recover(run_id=run_id, charged=charged, record=lambda hold: record_unsent(ledger, hold, append))
+
+
+def record_unsent(ledger: PrivacyLedger, hold: Hold, append: Callable[..., int]) -> None:
+    """Record in the evidence log that a use ended and nothing of it left; nothing where something may have."""
+    if hold.state is HoldState.RELEASED:
+        kind, members = "hold-released", {}
+    elif hold.update_digest == NOTHING_LEFT:
+        delta_pico = ledger.delta_pico(hold.dataset_id)
+        history = ledger.history(hold.dataset_id, reserved=False)
+        kind, members = (
+            "charged",
+            {
+                "action": hold.action.value,
+                "mechanism": hold.mechanism.to_document(),
+                "epsilon_micro": epsilon_micro(history, delta_pico=delta_pico),
+                "delta_pico": delta_pico,
+                "history": history_to_document(history),
+            },
+        )
+    else:
+        return
+    append(
+        kind, run_id=hold.run_id, round_number=hold.round_number, hold_id=hold.hold_id, reason=hold.detail, **members
+    )

@@ -5,7 +5,9 @@
     │   ├── DocumentInvalid              a policy, plan, schema or holder file
     │   ├── DataInvalid                  a holder's data does not fit the declared schema
     │   ├── ScenarioInvalid              a scenario directory is incomplete
-    │   └── ScenarioBusy                 another run is going on in the directory
+    │   ├── ScenarioBusy                 another run is going on in the directory
+    │   ├── NotKnown                     there is no such thing, or whoever asks may not know of it
+    │   └── Conflict                     the state of things does not allow it now, or has changed meanwhile
     ├── Refused                 exit 3   an answer, not a fault
     │   ├── TrustRefused                 a signature, key, type, sequence number or digest does not hold
     │   ├── BudgetExhausted              a privacy or round budget does not allow this use
@@ -13,7 +15,8 @@
     │   ├── RunRefused                   no data holder permits the plan
     │   ├── NotSignedIn                  nobody is signed in (ringfence_server.control.signon)
     │   ├── CrossSite                    a browser's request from another site (ringfence_server.control.signon)
-    │   └── SignInRefused                a sign-in does not hold (ringfence_server.control.oidc)
+    │   ├── SignInRefused                a sign-in does not hold (ringfence_server.control.oidc)
+    │   └── NotAllowed                   the role of whoever asks may not do this
     └── Fault                   exit 1   the machine or the code
         ├── LedgerFault                  the privacy ledger cannot record, so nothing may be used
         ├── Unaccountable                a mechanism has no known privacy analysis; never counted as zero
@@ -109,6 +112,20 @@ class ScenarioBusy(UsageError):
     http_status = 409
 
 
+class NotKnown(UsageError):
+    """There is no such thing, or whoever asks may not know of it. The two are not told apart."""
+
+    code = "not-known"
+    http_status = 404
+
+
+class Conflict(UsageError):
+    """The state of things does not allow it now, or has changed since it was read."""
+
+    code = "conflict"
+    http_status = 409
+
+
 class Refused(RingfenceError):
     """An answer rather than a fault: what was asked is not allowed."""
 
@@ -139,6 +156,13 @@ class RunRefused(Refused):
     """No data holder permits the plan, so no round can run."""
 
     code = "run-refused"
+
+
+class NotAllowed(Refused):
+    """The role of whoever asks may not do this."""
+
+    code = "not-allowed"
+    http_status = 403
 
 
 class Fault(RingfenceError):

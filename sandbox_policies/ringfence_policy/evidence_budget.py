@@ -20,7 +20,7 @@ from ringfence_policy.decision import Point
 from ringfence_policy.documents import Count, Name, SignedDocument
 from ringfence_policy.errors import EvidenceRefused
 from ringfence_policy.evidence_papers import Entry, Evidence, HolderEvidence
-from ringfence_policy.evidence_records import Evaluated, HolderDecision, Sent
+from ringfence_policy.evidence_records import HolderDecision, Sent, Spending
 from ringfence_policy.evidence_rounds import select
 from ringfence_policy.mechanism import MICRO, DpMechanism, History, history_from_document, history_of
 from ringfence_policy.plan import TrainingPlan
@@ -54,7 +54,7 @@ class _Use:
     """One use with its place in its policy's history."""
 
     entry: Entry
-    record: Sent | Evaluated
+    record: Spending
     before: History
     after: History
     rounds_before: int
@@ -70,7 +70,7 @@ class _Account:
     by_dataset: dict[str, Counter[DpMechanism]] = field(default_factory=dict)
     by_policy: dict[str, Counter[DpMechanism]] = field(default_factory=dict)
     rounds: Counter[str] = field(default_factory=Counter)
-    last: dict[str, Sent | Evaluated] = field(default_factory=dict)
+    last: dict[str, Spending] = field(default_factory=dict)
     states: set[History] = field(default_factory=lambda: {()})
 
     def add_up(self) -> None:
@@ -82,12 +82,11 @@ class _Account:
                 if record.decision.get("effect") == "permit" and record.inputs is not None:
                     key = (record.run, record.round, record.action, record.hold_id)
                     decided.setdefault(key, []).append((entry, record))
-            elif isinstance(record, Sent | Evaluated):
-                action = Action.TRAIN if isinstance(record, Sent) else Action.EVALUATE
-                permits = decided.get((record.run, record.round, action.value, record.hold_id), [])
+            elif isinstance(record, Spending):
+                permits = decided.get((record.run, record.round, record.used_for.value, record.hold_id), [])
                 attempt(self._add, entry, record, permits, report=self.report, where=str(entry))
 
-    def _add(self, entry: Entry, record: Sent | Evaluated, permits: list[tuple[Entry, HolderDecision]]) -> None:
+    def _add(self, entry: Entry, record: Spending, permits: list[tuple[Entry, HolderDecision]]) -> None:
         if not permits:
             self.report(f"{entry}: no permit says which dataset and policy this use is of, so it cannot be charged")
             return
@@ -102,9 +101,9 @@ class _Account:
             of_policy[mechanism] += 1
             if record.run == self.evidence.run_id:
                 _check_unit(self.evidence.plan, mechanism, entry, self.report)
-                if isinstance(record, Sent):
+                if record.used_for is Action.TRAIN:
                     _check_planned(self.evidence.plan, mechanism, entry, self.report)
-        self.rounds[policy_id] += isinstance(record, Sent)
+        self.rounds[policy_id] += record.used_for is Action.TRAIN
         history = history_of(of_dataset.items())
         self.states.add(history)
         self.last[dataset] = record
@@ -131,7 +130,7 @@ class _Account:
             said = _text(int(facts["epsilon_cost_micro"]))
             if int(facts["epsilon_cost_micro"]) + 2 * _ROUNDING < cost:
                 self.report(f"{at}: decided on a cost of epsilon {said}; the use costs {_text(cost)}")
-        if isinstance(use.record, Sent) and int(facts["rounds_used"]) < use.rounds_before:
+        if use.record.used_for is Action.TRAIN and int(facts["rounds_used"]) < use.rounds_before:
             self.report(f"{at}: decided on {facts['rounds_used']} rounds used before; the log has {use.rounds_before}")
         signed = self.holder.policies.get(str(permit.decision.get("policy")))
         if signed is None:

@@ -21,6 +21,7 @@ from ringfence_policy.evidence_records import (
     ModelReleased,
     RoundCommitted,
     Sent,
+    Spending,
 )
 from ringfence_policy.evidence_rounds import select
 from ringfence_policy.evidence_stops import check_revocations, check_suspensions
@@ -191,17 +192,21 @@ def _permits(entries: Iterable[Entry]) -> dict[tuple[str, int, str, str, str], i
 
 def _check_uses(evidence: Evidence, holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
     permits = _permits(holder.log.entries)
+    for entry, use in select(holder.log.entries, Spending):
+        at = permits.get((use.run, use.round, use.used_for.value, use.hold_id, Point.BEFORE_TRAINING.value))
+        if at is None or at > entry.position:
+            report(f"{entry}: without a permit at {Point.BEFORE_TRAINING.value} for hold {use.hold_id}")
     for entry, sent in select(holder.log.entries, Sent):
-        for point in (Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD):
-            at = permits.get((sent.run, sent.round, "train", sent.hold_id, point.value))
-            if at is None or at > entry.position:
-                report(f"{entry}: sent without a permit at {point.value} for hold {sent.hold_id}")
+        at = permits.get((sent.run, sent.round, "train", sent.hold_id, Point.BEFORE_UPLOAD.value))
+        if at is None or at > entry.position:
+            report(f"{entry}: sent without a permit at {Point.BEFORE_UPLOAD.value} for hold {sent.hold_id}")
         if sent.run == evidence.run_id and sent.weight != evidence.plan.holders[holder.holder_id].weight:
             report(f"{entry}: weighs {sent.weight}, the plan says {evidence.plan.holders[holder.holder_id].weight}")
+    _check_measured(evidence, holder, judged, report)
+
+
+def _check_measured(evidence: Evidence, holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
     for entry, use in select(holder.log.entries, Evaluated):
-        at = permits.get((use.run, use.round, "evaluate", use.hold_id, Point.BEFORE_TRAINING.value))
-        if at is None or at > entry.position:
-            report(f"{entry}: measured without a permit at {Point.BEFORE_TRAINING.value}")
         wanted = Evaluation.EXACT if use.mechanism is None else Evaluation.PRIVATE
         asked = [one for one in judged if one.action == "evaluate" and one.entry.owner == entry.owner]
         for one in asked:

@@ -16,10 +16,9 @@ from ringfence_policy.errors import EvidenceRefused
 from ringfence_policy.evidence_records import (
     COORDINATOR_RECORDS,
     HOLDER_RECORDS,
-    Evaluated,
     HolderDecision,
     Record,
-    Sent,
+    Spending,
     parse_line,
 )
 from ringfence_policy.identity import DocumentType, PublicKey, parse
@@ -291,7 +290,7 @@ def _read(
 
 def _check_present(evidence: Evidence, log: LogEvidence, found: object, what: str, report: Report) -> None:
     # A holder that refused at once may have no valid terms; one whose data was used must have them here.
-    used = any(one.record.run == evidence.run_id and isinstance(one.record, Sent | Evaluated) for one in log.entries)
+    used = any(one.record.run == evidence.run_id and isinstance(one.record, Spending) for one in log.entries)
     if used and not found:
         report(f"{log.owner}: its data was used, and no valid {what} of it is here")
 

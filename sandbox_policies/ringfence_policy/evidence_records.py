@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ringfence_policy import canonical
 from ringfence_policy.errors import EvidenceRefused
 from ringfence_policy.plan import TrainerName
+from ringfence_policy.vocabulary import Action
 
 Count = Annotated[int, Field(ge=0, le=canonical.MAX_SAFE_INTEGER)]
 Text = Annotated[str, Field(max_length=2000)]
@@ -67,10 +68,15 @@ class Spending(Record):
     """What a use cost: its mechanism, and the dataset's whole history and epsilon after it, at the dataset's delta."""
 
     hold_id: Text
-    base_model_digest: Digest
+    mechanism: dict[str, Any] | None
     epsilon_micro: Count
     delta_pico: Count
     history: History
+
+    @property
+    def used_for(self) -> Action:
+        """The action that its permits are for: training, where a kind says nothing else."""
+        return Action.TRAIN
 
 
 class Sent(Spending):
@@ -80,6 +86,7 @@ class Sent(Spending):
     """
 
     kind: Literal["sent"]
+    base_model_digest: Digest
     update_digest: Digest
     mechanism: dict[str, Any]
     weight: Count
@@ -91,9 +98,28 @@ class Evaluated(Spending):
     """Holder: the model was measured on its rows. Without a mechanism the measure was exact, and charged nothing."""
 
     kind: Literal["evaluated"]
+    base_model_digest: Digest
     result_digest: Digest
-    mechanism: dict[str, Any] | None
     noise_source: Literal["csprng", "seeded", "none"]
+
+    @property
+    def used_for(self) -> Action:
+        """Measuring."""
+        return Action.EVALUATE
+
+
+class Charged(Spending):
+    """Holder: a use ended after records may have been open, and nothing of it left; how it ended counts as a use."""
+
+    kind: Literal["charged"]
+    action: Literal["train", "evaluate"]
+    reason: Text
+    mechanism: dict[str, Any]
+
+    @property
+    def used_for(self) -> Action:
+        """What was begun."""
+        return Action(self.action)
 
 
 class HoldReleased(Record):
@@ -216,6 +242,7 @@ _AT_HOLDER: Mapping[str, type[Record]] = {
     "decision": HolderDecision,
     "sent": Sent,
     "evaluated": Evaluated,
+    "charged": Charged,
     "hold-released": HoldReleased,
     "revoked": Revoked,
     "suspended": Suspended,

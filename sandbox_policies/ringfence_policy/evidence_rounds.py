@@ -11,6 +11,7 @@ from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical
 from ringfence_policy.evidence_papers import Entry, Evidence
 from ringfence_policy.evidence_records import (
+    Charged,
     CoordinatorDecision,
     Evaluated,
     HolderDecision,
@@ -191,10 +192,7 @@ def _check_answered(
             elif answer is not None and answer.update_digest != one.update_digest:
                 report(f"{entry}: the coordinator recorded another update for hold {one.hold_id}")
             seen.add(one.hold_id)
-        own = evidence.holders[holder].log.entries
-        for entry, released in select(own, HoldReleased):
-            if released.hold_id in seen:
-                report(f"{entry}: gives back hold {released.hold_id}, of which an update had left")
+        _check_unsent(evidence.holders[holder].log.entries, seen, report)
     cohorts = {commit.round: commit.cohort for _, commit in commits}
     for entry, came in received:
         excused = (came.holder, came.round) in refused or any(
@@ -203,6 +201,18 @@ def _check_answered(
         if came.round in cohorts and came.holder not in cohorts[came.round] and not excused:
             report(f"{entry}: received from holder {came.holder}, then left out of the round without a reason")
     _check_unheard(evidence, received, resumed, report)
+
+
+def _check_unsent(entries: Sequence[Entry], sent: set[str], report: Report) -> None:
+    """Hold what is said of holds that nothing was sent of against `sent`, those that something was sent of."""
+    charged: set[str] = set()
+    for entry, one in select(entries, Charged):
+        if one.hold_id in sent or one.hold_id in charged:
+            report(f"{entry}: charges hold {one.hold_id} as unsent, which was sent or charged before")
+        charged.add(one.hold_id)
+    for entry, released in select(entries, HoldReleased):
+        if released.hold_id in sent or released.hold_id in charged:
+            report(f"{entry}: gives back hold {released.hold_id}, which was sent or charged")
 
 
 def _check_unheard(

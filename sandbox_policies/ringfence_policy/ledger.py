@@ -8,6 +8,9 @@ budget and can never hide a use: from `sending` on, unknown means spent.
     reserved ──> sending ──> committed
         └──────> released
 
+Not all that leaves a holder is an update. Where the way in which a use ended may itself tell of a record, it is charged
+without having been sent: it passes through `sending` in one step, under the digest of nothing.
+
 Meters: the dataset's epsilon and delta across all runs and policies, and each policy's epsilon, delta and rounds.
 Caps are rounded down and costs up, both to whole millionths. Where sampled mechanisms come from more than one run, the
 later run's may have been chosen after seeing the earlier one's outputs: epsilon is then held against the cap through a
@@ -28,7 +31,10 @@ from ringfence_policy.ledger_records import Hold, HoldState, Meter, Quote
 from ringfence_policy.mechanism import MICRO, DpMechanism, History, history_of
 from ringfence_policy.vocabulary import Action
 
-__all__ = ["Hold", "HoldState", "Meter", "PrivacyLedger", "Quote", "now_ms"]
+__all__ = ["NOTHING_LEFT", "Hold", "HoldState", "Meter", "PrivacyLedger", "Quote", "now_ms"]
+
+# What stands for an update's digest where a use was charged of which nothing left.
+NOTHING_LEFT = canonical.digest("charged, and nothing left")
 
 _FORWARD = (
     (HoldState.RESERVED, HoldState.SENDING),
@@ -241,27 +247,51 @@ class PrivacyLedger(LedgerReader):
         """
         return self._move(hold_id, HoldState.RELEASED, detail=reason)
 
-    def recover(self, *, run_id: str | None = None) -> list[Hold]:
-        """Settle what a crash left open: reserved is released (nothing left), sending is committed (it may have left).
+    def charge(self, hold_id: str, reason: str) -> Hold:
+        """Count a reserved use as spent of which nothing left and nothing will. Repeating it changes nothing.
+
+        Raises:
+            LedgerFault: The hold was released, or something of it may have left.
+        """
+        with self._database.transaction():
+            self._move(hold_id, HoldState.SENDING, update_digest=NOTHING_LEFT)
+            return self._move(hold_id, HoldState.COMMITTED, detail=reason)
+
+    def recover(
+        self,
+        *,
+        run_id: str | None = None,
+        charged: Callable[[str], bool] = lambda _: False,
+        record: Callable[[Hold], object] = lambda _: None,
+    ) -> list[Hold]:
+        """Settle what a crash left open: what was reserved is released or charged, what may have left is committed.
 
         Call when no process of the run (or, without `run_id`, of any run) is alive. If one were, it would find its
-        hold released when it marks it sending, and would be refused: early recovery wastes work, never budget.
+        hold settled when it marks it sending, and would be refused: early recovery wastes work, never budget.
+
+        Args:
+            run_id: The run; None for every run.
+            charged: Whether a run's reservations, by its id, are charged: the crash itself may tell of a record.
+            record: Is given each hold as it then stands, before the next one changes.
 
         Returns:
             The holds that changed, as they now stand.
         """
         with self._database.transaction() as connection:
             found = connection.execute(
-                "SELECT hold_id, state FROM hold WHERE state IN ('reserved', 'sending') "
+                "SELECT hold_id, run_id, state FROM hold WHERE state IN ('reserved', 'sending') "
                 "AND (?1 IS NULL OR run_id = ?1) ORDER BY rowid",
                 (run_id,),
             ).fetchall()
-            return [
-                self.release(hold_id, "recovered: the run ended before anything was sent")
-                if state == HoldState.RESERVED
-                else self.commit(hold_id)
-                for hold_id, state in found
-            ]
+            settled = []
+            for hold_id, of_run, state in found:
+                if state == HoldState.SENDING:
+                    settled.append(self.commit(hold_id))
+                else:
+                    settle = self.charge if charged(of_run) else self.release
+                    settled.append(settle(hold_id, "the run was interrupted before anything was sent"))
+                record(settled[-1])
+            return settled
 
     # ------------------------------------------------------------------------------------------------------ inside
 

@@ -195,6 +195,14 @@ class LedgerReader:
         )
         return int(last)
 
+    def delta_pico(self, dataset_id: str) -> int:
+        """The failure probability, in trillionths, at which a dataset's epsilon is read.
+
+        Raises:
+            LedgerFault: The dataset is not registered.
+        """
+        return self._dataset_budget(dataset_id).delta_pico
+
     def meters(self) -> list[Meter]:
         """Every meter, recomputed from the holds: datasets first, then policies, each by name."""
         with self._database.transaction() as connection:

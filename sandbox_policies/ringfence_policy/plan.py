@@ -233,6 +233,11 @@ class TrainingPlan(StrictDocument):
         by_default = Unit.RECORD if self.dataset_schema.subject is None else Unit.SUBJECT
         return self.terms.privacy.unit or by_default
 
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether a model of somebody else's code is trained: what it does beside records may depend on any of them."""
+        return self.terms.model.kind == "module"
+
     def to_document(self) -> dict[str, Any]:
         """The plan as canonical JSON will carry it: decimals are strings, no floats."""
         document: dict[str, Any] = self.model_dump(mode="json", exclude={"dataset_schema"})

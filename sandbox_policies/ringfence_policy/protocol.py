@@ -19,6 +19,9 @@ BODY_RECORD = "ringfence"
 BODY_KEY = "body"
 SIGNATURE_KEY = "signature"
 ARRAYS_RECORD = "arrays"
+# The one array in it: a model or an update as the bytes of its safetensors file, because Flower moves each array by
+# requests of its own, and because what is named by a digest then travels as the very bytes that the digest is of.
+FILE_KEY = "safetensors"
 METRICS_RECORD = "metrics"
 WEIGHT_KEY = "num-examples"
 PROPOSE = "query.propose"

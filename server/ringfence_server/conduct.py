@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from ringfence_policy.decision import Decision, Point
@@ -39,7 +39,7 @@ from ringfence_server.governor import Governor
 from ringfence_server.initial_model import initial_arrays
 from ringfence_server.outcome import RoundOutcome, Scores
 from ringfence_server.results import Results, write_results
-from ringfence_server.round_messages import model_digest
+from ringfence_server.round_messages import model_digest, to_record
 from ringfence_server.run_file import COMPARISON, RunFile, reach
 from ringfence_server.strategies import build_strategy
 
@@ -340,11 +340,6 @@ def read_plan(coordinator: Coordinator, token: str) -> TrainingPlan:
     store.accept_keys(coordinator.keys_token)
     now_ms = coordinator.clock()
     return TrainingPlan.from_document(store.accept(token, type=DocumentType.PLAN, role=Role.PLAN, now_ms=now_ms))
-
-
-def to_record(arrays: Mapping[str, npt.NDArray[np.float32]]) -> ArrayRecord:
-    """Arrays as Flower sends them."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
 def _coordinator_id(run: RunFile) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -15,7 +15,7 @@ from ringfence_policy.score_histogram import Rows
 from ringfence_policy.vocabulary import Action
 from ringfence_server.governor import Governor
 from ringfence_server.outcome import Scores
-from ringfence_server.round_messages import arrays_of, clean_reply
+from ringfence_server.round_messages import arrays_of, clean_reply, to_record
 
 # Flower's sampling polls until enough nodes are there; it asks twice per round when it does not have to wait.
 _PATIENCE = 8
@@ -96,7 +96,9 @@ class GovernedStrategy(Strategy):
             return None, None
         key = str(getattr(self.inner, "weighted_by_key", WEIGHT_KEY))
         weights = {holder: self._governor.views[holder].card.weight for holder in accepted}
-        clean = [clean_reply(reply, weights[holder], key) for holder, (reply, _) in sorted(accepted.items())]
+        clean = [
+            clean_reply(reply, weights[holder], key, like=self._base) for holder, (reply, _) in sorted(accepted.items())
+        ]
         arrays, metrics = self.inner.aggregate_train(number, clean)
         if arrays is None:
             self._governor.close_round(f"{type(self.inner).__name__} made no model from {len(accepted)} updates")
@@ -159,7 +161,7 @@ class GovernedStrategy(Strategy):
 def _typed_like(arrays: ArrayRecord, base: ArrayRecord) -> ArrayRecord:
     """The model in the number types that it started with: FedAdam answers float32 updates with float64."""
     found = arrays_of(arrays)
-    return ArrayRecord({name: Array(found[name].astype(start.dtype)) for name, start in arrays_of(base).items()})
+    return to_record({name: found[name].astype(start.dtype) for name, start in arrays_of(base).items()})
 
 
 class CohortView(Grid):  # the refused methods keep Flower's signatures

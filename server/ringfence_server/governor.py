@@ -43,7 +43,7 @@ from ringfence_server.conversation import ask, read_reply, replies_by_node, sile
 from ringfence_server.coordinator import Coordinator, HolderView
 from ringfence_server.outcome import NO_REPLY, Refusal, RejectedUpdate, RoundOutcome, clauses_by_holder
 from ringfence_server.round_grid import POLL_SECONDS, RoundGrid
-from ringfence_server.round_messages import arrays_of, governed_message, model_digest
+from ringfence_server.round_messages import arrays_of, governed_message, model_digest, packed, unpacked
 from ringfence_server.shown_papers import ShownPapers
 from ringfence_server.update_checks import Defect, find_defect, norm_bound
 
@@ -211,7 +211,8 @@ class Governor:
             outcome.cohort = list(members)
             outcome.refused += [Refusal.of(holder, denial) for holder, denial in refusals.items()]
             self._report("round-opened", {"round": round_number, "cohort": members, "refused": outcome.refused})
-        base = model_digest(arrays_of(arrays))
+        model = arrays_of(arrays)
+        base, travelling = model_digest(model), packed(model)
         bodies = {
             self._nodes[holder]: UseRequest(
                 run_id=self.run_id,
@@ -231,7 +232,7 @@ class Governor:
         for holder in members:
             node_id = self._nodes[holder]
             record = ConfigRecord({BODY_KEY: bodies[node_id], SIGNATURE_KEY: signatures[node_id]})
-            self._sent[node_id] = governed_message(wanted[holder], record, arrays)
+            self._sent[node_id] = governed_message(wanted[holder], record, travelling)
         return list(self._sent.values())
 
     def _company(self, holder: str, members: Sequence[str]) -> dict[str, PeerPapers]:
@@ -457,7 +458,7 @@ class Governor:
         if mechanism is None or body.mechanism != mechanism.to_document() or body.noise_source != expected_source:
             return Defect("mechanism", "clip, noise and rate must be those the holder settled before the run")
         try:
-            update = arrays_of(reply.content.array_records[ARRAYS_RECORD])
+            update = unpacked(reply.content.array_records[ARRAYS_RECORD])
             claimed = reply.content.metric_records[METRICS_RECORD].get(WEIGHT_KEY)
         except Exception as error:  # noqa: BLE001 -- whatever a holder sends must not end the run for the others
             return Defect("malformed", f"the update could not be read: {type(error).__name__}")

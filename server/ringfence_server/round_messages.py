@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from safetensors.numpy import save
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from safetensors.numpy import load, save
 
 from ringfence_policy import canonical
-from ringfence_policy.protocol import ARRAYS_RECORD, BODY_RECORD, METRICS_RECORD, WEIGHT_KEY
+from ringfence_policy.protocol import ARRAYS_RECORD, BODY_RECORD, FILE_KEY, METRICS_RECORD, WEIGHT_KEY
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -19,22 +19,42 @@ def model_digest(arrays: Arrays) -> str:
 
 
 def arrays_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
-    """An ArrayRecord as arrays by name.
+    """A strategy's ArrayRecord as arrays by name."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Arrays by name as a strategy has them."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def packed(arrays: Arrays) -> ArrayRecord:
+    """A model as it travels: one array, the bytes of its safetensors file."""
+    return ArrayRecord({FILE_KEY: Array(np.frombuffer(save(dict(arrays)), dtype=np.uint8))})
+
+
+def unpacked(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
+    """A model or an update that travelled, as arrays by name. Their names, shapes and types are the sender's.
 
     Raises:
-        ValueError: An array's bytes are not one array.
+        ValueError: There is not exactly one array of bytes.
+        SafetensorError: The bytes are no safetensors file.
     """
-    arrays = {name: array.numpy() for name, array in record.items()}
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
-        raise ValueError("not arrays")  # numpy reads an archive of arrays as well
-    return arrays
+    data = record[FILE_KEY].numpy() if set(record) == {FILE_KEY} else None
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError("not the bytes of one file")  # numpy reads an archive of arrays as well
+    return load(data.tobytes())
 
 
-def clean_reply(reply: Message, weight: int, weighted_by_key: str) -> Message:
-    """An accepted update as the inner strategy sees it: arrays, and the declared weight under its key. Nothing else."""
+def clean_reply(reply: Message, weight: int, weighted_by_key: str, *, like: ArrayRecord) -> Message:
+    """An accepted update as the inner strategy sees it: arrays, and the declared weight under its key. Nothing else.
+
+    Strategies go by the order of arrays, and a file has an order of its own: they get that of `like`, the model.
+    """
+    update = unpacked(reply.content.array_records[ARRAYS_RECORD])
     content = RecordDict(
         {
-            ARRAYS_RECORD: reply.content.array_records[ARRAYS_RECORD],
+            ARRAYS_RECORD: to_record({name: update[name] for name in like}),
             METRICS_RECORD: MetricRecord({WEIGHT_KEY: weight, weighted_by_key: weight}),
         }
     )
@@ -45,7 +65,8 @@ def clean_reply(reply: Message, weight: int, weighted_by_key: str) -> Message:
 def governed_message(message: Message, request: ConfigRecord, arrays: ArrayRecord) -> Message:
     """A message of its own for one holder, in place of the one that a strategy made.
 
-    Flower's strategies put ONE record into all messages; what is written for one holder must reach no other.
+    Flower's strategies put ONE record into all messages; what is written for one holder must reach no other. The model,
+    as `packed` made it, is the same for all.
     """
     content = RecordDict({ARRAYS_RECORD: arrays, BODY_RECORD: request})
     for name, record in message.content.config_records.items():

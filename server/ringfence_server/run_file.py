@@ -122,13 +122,19 @@ def reach(reference: str) -> Callable[..., Any]:
     return found
 
 
-def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunFile:
+def new_run_id() -> str:
+    """A name for a run: when it was named, and a little chance."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def start_run(scenario: Scenario, *, out: Path | None, seed: int | None, run_id: str | None = None) -> RunFile:
     """Register the holders, sign the plan for them and write run.json. Uses no data.
 
     Args:
         scenario: The scenario.
         out: Where results go; the run's own directory by default.
         seed: Makes the run a rehearsal with seeded noise: NOT PRIVATE.
+        run_id: Its name, where it was given one before; otherwise it gets one.
 
     Raises:
         RingfenceError: A holder could not be set up, or keys cannot be read.
@@ -145,6 +151,7 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunF
         cards=cards,
         out=out,
         seed=seed,
+        run_id=run_id,
     )
     run = replace(run, flower_run_id=secrets.randbits(62) | 1, holder_directories=directories)
     run.save()
@@ -153,7 +160,7 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None) -> RunF
 
 def draft_run(
     root: Path, *, plan: PlanFile, schema: DatasetSchema, cards: Mapping[str, HolderCard], out: Path | None,
-    seed: int | None,
+    seed: int | None, run_id: str | None = None,
 ) -> RunFile:  # fmt: skip
     """Sign a plan for registered holders, and describe the run that it begins. The description is not saved yet.
 
@@ -164,9 +171,10 @@ def draft_run(
         cards: The holders.
         out: Where results go; the run's own directory by default.
         seed: Makes the run a rehearsal with seeded noise: NOT PRIVATE.
+        run_id: Its name, where it was given one before; otherwise it gets one.
     """
     now = datetime.now(UTC)
-    run_id = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    run_id = run_id or new_run_id()
     frozen = TrainingPlan(
         terms=plan,
         dataset_schema=schema,

@@ -25,9 +25,9 @@ from ringfence_client.holder_agent_pb2 import Envelope
 from ringfence_client.holder_agent_pb2_grpc import HolderAgentStub
 from ringfence_policy.errors import UsageError
 from ringfence_policy.protocol import BODY_KEY, BODY_RECORD, FAULT_CODE, OFFER, SIGNATURE_KEY
-from ringfence_server.conduct import to_record
 from ringfence_server.conversation import read_refusal
 from ringfence_server.coordinator import Coordinator
+from ringfence_server.round_messages import to_record
 
 SEED = 11
 

@@ -1,5 +1,6 @@
 """Keys are replaced while runs go on: what was signed stays proven, a kill at any step leaves papers that hold."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -155,6 +156,22 @@ def test_the_nodes_own_key_waits_until_the_node_is_closed(tiny_run):
     replace_key(home, Role.NODE)
     run.governor.offer(run.grid, 1)
     assert "elm" in run.governor.views
+
+
+def test_whoever_replaces_the_nodes_own_key_waits_for_a_node_that_is_just_opening(tiny_run, monkeypatch):
+    run = tiny_run()
+    home, load, waits = run.home("elm"), SigningKey.load, []
+
+    def meanwhile(path):
+        if path == home.keys / "node.jwk":
+            with home.presence.open() as held, pytest.raises(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            waits.append(path)
+        return load(path)
+
+    monkeypatch.setattr(SigningKey, "load", meanwhile)
+    run.propose()
+    assert waits
 
 
 def test_papers_under_a_disowned_key_are_refused(tiny_run):

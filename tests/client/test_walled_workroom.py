@@ -256,7 +256,7 @@ def test_code_that_is_only_looked_at_can_read_no_record(one_walled_holder):
     reply = run.request("elm")
     # In the trainer it reads them: the use is charged by then, and a failure says no more than that it failed.
     assert reply.error.code == FAULT_CODE
-    assert run.log_of("elm", "sent")
+    assert run.log_of("elm", "charged")
 
 
 def test_code_that_has_seen_records_answers_nothing_that_is_not_charged(one_walled_holder):

@@ -11,7 +11,7 @@ from tiny_run import EVERYONE
 from ringfence_client import clientapp
 from ringfence_policy.errors import RunFailed
 from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, UseReply
-from ringfence_server.round_messages import arrays_of
+from ringfence_server.round_messages import arrays_of, unpacked
 from ringfence_server.strategies import STRATEGIES, build_strategy
 
 ROUNDS = 2
@@ -100,7 +100,7 @@ def test_governed_fedavg_is_the_average_weighted_by_what_the_holders_declared(ti
     run = tiny_run(**CROWD, plan={"training.rounds": 1})
     replies = copied_replies(run)
     run.train()
-    sent = {reply.metadata.src_node_id: arrays_of(reply.content[ARRAYS_RECORD]) for reply in replies
+    sent = {reply.metadata.src_node_id: unpacked(reply.content[ARRAYS_RECORD]) for reply in replies
             if not reply.has_error() and ARRAYS_RECORD in reply.content}  # fmt: skip
     total = sum(WEIGHTS.values())
     for name, model in run.models[1].items():

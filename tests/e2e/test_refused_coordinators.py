@@ -2,14 +2,17 @@
 
 from contextlib import closing
 
+import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 from refusal_facts import BEFORE_TRAINING, assert_nothing_left, offer_of, sent_rounds
 from tiny_run import clauses_of
 
 from ringfence_client.enforcement import model_digest
 from ringfence_policy.plan import TrainingPlan
-from ringfence_policy.protocol import Proposal
+from ringfence_policy.protocol import FILE_KEY, Proposal
 from ringfence_server.coordinator import Coordinator
+from ringfence_server.round_messages import packed, to_record
 
 # --- plans ----------------------------------------------------------------------------------------------------------
 
@@ -138,3 +141,27 @@ def test_a_coordinator_that_rewrites_its_log_is_refused(tiny_run, tmp_path):
     assert sent_rounds(run, "elm") == [1]
     assert run.denials("elm") == [(2, BEFORE_TRAINING, ("trust-refused",))] * 3
     assert not run.request("elm", round_number=2, arrays=model).has_error()
+
+
+def half_of(arrays):
+    data = packed(arrays)[FILE_KEY].numpy()
+    return ArrayRecord({FILE_KEY: Array(data[: len(data) // 2])})
+
+
+UNREADABLE = {
+    "arrays as Flower's own": to_record,
+    "another array beside it": lambda arrays: ArrayRecord({**packed(arrays), "more": Array(np.zeros(1, np.uint8))}),
+    "half a file": half_of,
+    "no file": lambda _: ArrayRecord({FILE_KEY: Array(np.arange(40, dtype=np.uint8))}),
+    "numbers in place of bytes": lambda _: ArrayRecord({FILE_KEY: Array(np.zeros(40, np.float32))}),
+    "another number type": lambda arrays: packed({name: array.astype(np.float64) for name, array in arrays.items()}),
+}
+
+
+@pytest.mark.parametrize("record_of", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_model_that_cannot_be_read_is_refused_before_anything_is_reserved(tiny_run, monkeypatch, record_of):
+    run = tiny_run()
+    run.propose()
+    monkeypatch.setattr("tiny_run.packed", record_of)
+    assert clauses_of(run.request("elm")) == ("trust-refused",)
+    assert run.node("elm").ledger.holds(run.file.run_id) == []

@@ -14,6 +14,7 @@ from ringfence_policy.protocol import (
     BODY_KEY,
     BODY_RECORD,
     EVIDENCE,
+    FILE_KEY,
     METRICS_RECORD,
     OFFER,
     REFUSED_CODE,
@@ -21,7 +22,7 @@ from ringfence_policy.protocol import (
     WEIGHT_KEY,
 )
 from ringfence_server.conduct import conduct
-from ringfence_server.round_messages import arrays_of
+from ringfence_server.round_messages import packed, to_record, unpacked
 
 WEIGHT = "layers.weight"
 
@@ -45,12 +46,28 @@ def lying(run, kind, change, *, holder="elm"):
 
 def with_arrays(change):
     def changed(message, reply):
-        arrays = change(arrays_of(reply.content[ARRAYS_RECORD]))
+        arrays = change(unpacked(reply.content[ARRAYS_RECORD]))
         content = RecordDict(dict(reply.content))
-        content[ARRAYS_RECORD] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        content[ARRAYS_RECORD] = packed(arrays)
         return Message(content, reply_to=message)
 
     return changed
+
+
+def unlike(record_of):
+    """An update that travels in another way than it has to."""
+
+    def changed(message, reply):
+        content = RecordDict(dict(reply.content))
+        content[ARRAYS_RECORD] = record_of(unpacked(reply.content[ARRAYS_RECORD]))
+        return Message(content, reply_to=message)
+
+    return changed
+
+
+def half(record):
+    data = record[FILE_KEY].numpy()
+    return ArrayRecord({FILE_KEY: Array(data[: len(data) // 2])})
 
 
 def with_weight(weight):
@@ -101,10 +118,10 @@ def without(record):
 def archive(message, reply):
     """An array whose bytes are an archive of arrays: numpy reads that as well."""
     data = io.BytesIO()
-    np.savez(data, a=np.zeros(3, np.float32))
+    np.savez(data, a=np.zeros(3, np.uint8))
     content = RecordDict(dict(reply.content))
     content[ARRAYS_RECORD] = ArrayRecord(
-        {WEIGHT: Array(dtype="float32", shape=(1, 3), stype="numpy.ndarray", data=data.getvalue())}
+        {FILE_KEY: Array(dtype="uint8", shape=(3,), stype="numpy.ndarray", data=data.getvalue())}
     )
     return Message(content, reply_to=message)
 
@@ -129,6 +146,9 @@ BAD_UPDATES = {
         with_arrays(lambda arrays: arrays | {WEIGHT: arrays[WEIGHT] * np.float32(0.5)}),
         "digest",
     ),
+    "arrays as Flower's own": (unlike(to_record), "malformed"),
+    "no file": (unlike(lambda _: ArrayRecord({FILE_KEY: Array(np.arange(40, dtype=np.uint8))})), "malformed"),
+    "half a file": (unlike(lambda arrays: half(packed(arrays))), "malformed"),
     "no arrays": (without(ARRAYS_RECORD), "malformed"),
     "no weight": (without(METRICS_RECORD), "malformed"),
     "an archive in place of an array": (archive, "malformed"),

@@ -5,7 +5,7 @@ import pytest
 from ringfence_policy import accounting
 from ringfence_policy.database import Database
 from ringfence_policy.errors import LedgerFault
-from ringfence_policy.ledger import HoldState, PrivacyLedger
+from ringfence_policy.ledger import NOTHING_LEFT, HoldState, PrivacyLedger
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Action, Relation, Unit
 
@@ -99,6 +99,45 @@ def test_recovery_releases_what_was_not_sent_and_commits_what_may_have_been(ledg
     assert committed_epsilon(ledger) == accounting.epsilon_micro(((training(), 2),), delta_pico=10**7)
     assert [hold.hold_id for hold in ledger.recover()] == ["other run"]
     assert ledger.recover() == []
+
+
+def test_a_charge_spends_what_was_reserved_once_and_is_never_given_back(ledger):
+    reserve(ledger)
+    hold = ledger.charge("run/1/1", "failed")
+    assert (hold.state, hold.update_digest, hold.detail) == (HoldState.COMMITTED, NOTHING_LEFT, "failed")
+    assert ledger.charge("run/1/1", "failed") == hold
+    assert committed_epsilon(ledger) == accounting.epsilon_micro(((training(), 1),), delta_pico=10**7)
+    with pytest.raises(LedgerFault, match="cannot become released"):
+        ledger.release("run/1/1", "never mind")
+    with pytest.raises(LedgerFault, match="cannot become sending"):
+        ledger.mark_sending("run/1/1", update_digest="sha256:update")
+
+
+def test_what_may_have_left_or_was_given_back_cannot_be_charged_as_unsent(ledger):
+    reserve(ledger, "sending")
+    ledger.mark_sending("sending", update_digest="sha256:update")
+    reserve(ledger, "released")
+    ledger.release("released", "revoked")
+    for hold_id in ("sending", "released"):
+        with pytest.raises(LedgerFault, match="cannot become sending"):
+            ledger.charge(hold_id, "failed")
+
+
+def test_recovery_charges_the_reservations_that_it_is_told_to_and_shows_each_as_it_then_stands(ledger):
+    reserve(ledger, "given back", run_id="built-in")
+    reserve(ledger, "first", run_id="own code")
+    reserve(ledger, "second", run_id="own code")
+    shown = []
+    ledger.recover(
+        charged=lambda run_id: run_id == "own code",
+        record=lambda hold: shown.append((hold.hold_id, hold.state, committed_epsilon(ledger))),
+    )
+    one, two = (accounting.epsilon_micro(((training(), uses),), delta_pico=10**7) for uses in (1, 2))
+    assert shown == [
+        ("given back", HoldState.RELEASED, 0),
+        ("first", HoldState.COMMITTED, one),
+        ("second", HoldState.COMMITTED, two),
+    ]
 
 
 def test_a_locked_ledger_denies_the_use(ledger):

@@ -18,6 +18,17 @@ def tokens_of(features):
     return ((features + 1) / 2 * (TOKENS - 1)).round().long()
 
 
+class Straight(nn.Module):
+    """One layer, for any number of features."""
+
+    def __init__(self, feature_count):
+        super().__init__()
+        self.head = nn.Linear(feature_count, 1)
+
+    def forward(self, features):
+        return self.head(features)
+
+
 class Image(nn.Module):
     """Two convolutions: strides, odd "same" padding, groups, dilation."""
 

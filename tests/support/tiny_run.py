@@ -22,14 +22,14 @@ from ringfence_policy.errors import RingfenceError
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, SIGNATURE_KEY, Body, UseRequest
 from ringfence_policy.vocabulary import Action
-from ringfence_server.conduct import read_plan, to_record
+from ringfence_server.conduct import read_plan
 from ringfence_server.conversation import read_refusal
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.embedded_grid import EmbeddedNode
 from ringfence_server.governed_strategy import GovernedStrategy
 from ringfence_server.governor import Governor
 from ringfence_server.outcome import RoundOutcome
-from ringfence_server.round_messages import arrays_of, model_digest
+from ringfence_server.round_messages import arrays_of, model_digest, packed, to_record
 from ringfence_server.run_file import INITIAL_MODEL, RunFile, reach, start_run
 from ringfence_server.scenario import load_scenario
 
@@ -175,7 +175,7 @@ class TinyRun:
         signature = self.governor.sign(kind, {self.node_ids[holder]: data})[self.node_ids[holder]]
         content = RecordDict({BODY_RECORD: ConfigRecord({BODY_KEY: data, SIGNATURE_KEY: signature})})
         if arrays is not None:
-            content[ARRAYS_RECORD] = to_record(arrays)
+            content[ARRAYS_RECORD] = packed(arrays)
         (reply,) = self.grid.send_and_receive([Message(content, self.node_ids[holder], kind)])
         return reply
 

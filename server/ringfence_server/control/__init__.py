@@ -1,1 +1,1 @@
-"""The control plane: use cases over a site's runs, and in front of them an API and live pages for five roles."""
+"""The control plane: use cases over runs, holders and evidence, for an API, pages and the command line."""

@@ -1,11 +1,12 @@
-"""Who does something: a role, a name, and for a data officer the holder that they speak for."""
+"""Who asks: one of five roles, under a name, by one of three ways in."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 
 class Role(StrEnum):
-    """What somebody is to a federation. docs/control.md says what each is for."""
+    """What somebody is here to do."""
 
     HOLDER = "holder"
     COORDINATOR = "coordinator"
@@ -16,18 +17,18 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Actor:
-    """Somebody who was believed to be who they are.
+    """Somebody who asks for a use case, as sign-on found them to be.
 
     Attributes:
-        role: Their one role.
-        name: What they are called in pages, logs and approvals.
-        holder: For the role holder, the data holder's id; None for all others.
-        via: How they came: `session`, `token` or `cli`.
-        account: Stable name of the account, for what is bound to one person.
+        role: What they may do.
+        name: As they are shown.
+        holder: For a data officer, the one data holder they speak for; None for every other role.
+        via: How they came: a browser's session, a token, or a command on this machine.
+        account: Who they are, stable over sessions: what idempotency keys and records of reading go by.
     """
 
     role: Role
     name: str
     holder: str | None
-    via: str
+    via: Literal["session", "token", "cli"]
     account: str

@@ -355,6 +355,19 @@ def test_a_hold_given_back_after_its_update_left_is_caught(world_of):
     assert_caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "(hold-released)")
 
 
+def test_an_update_that_its_holder_calls_charged_and_unsent_is_caught(world_of):
+    def as_unsent(record):
+        kept = ("v", "at_ms", "run", "round", "hold_id", "mechanism", "epsilon_micro", "delta_pico", "history")
+        return {key: record[key] for key in kept} | {"kind": "charged", "action": "train", "reason": "failed"}
+
+    world = world_of(at_append={"beta": told("sent", lambda record: [as_unsent(record)], round=2)})
+    assert_caught(world.run().verify(), "cohorts", "coordinator, round 2", "no update in this round")
+    world = world_of(at_append={"beta": told("sent", lambda record: [record, as_unsent(record)], round=2)})
+    outcome = world.run().verify()
+    assert_caught(outcome, "nothing hidden", "holder beta, round 2", "charges hold", "sent or charged before")
+    assert_caught(outcome, "budget", "holder beta, round 2", "history")
+
+
 def test_two_updates_under_one_hold_are_caught(world_of):
     world = world_of(at_append={"beta": told("sent", lambda record: [record, record], round=2)})
     assert_caught(world.run().verify(), "nothing hidden", "holder beta, round 2", "second update")

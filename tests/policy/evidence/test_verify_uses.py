@@ -242,7 +242,7 @@ def test_a_record_about_a_holder_that_is_not_in_the_run_is_caught(world_of):
 
 def test_an_evaluation_without_a_permit_or_of_another_kind_is_caught(world_of):
     world = world_of(at_append={"beta": told("decision", lambda _record: [], action="evaluate")})
-    assert_caught(world.run().verify(), "permits", "holder beta, round 3", "measured without a permit")
+    assert_caught(world.run().verify(), "permits", "holder beta, round 3", "without a permit at")
     as_exact = with_(mechanism=None, noise_source="none")
     world = world_of(at_append={"beta": told("evaluated", as_exact)})
     outcome = world.run().verify()

@@ -1,0 +1,82 @@
+"""Puts a control plane together: a site, its store, and the use cases over them."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from ringfence_policy.errors import ScenarioBusy
+from ringfence_server.control.access import AccessCases
+from ringfence_server.control.evidence_cases import EvidenceCases
+from ringfence_server.control.holders import HolderCases
+from ringfence_server.control.mirror import Mirror
+from ringfence_server.control.runner import Runner
+from ringfence_server.control.runs import RunCases
+from ringfence_server.control.site import Site
+from ringfence_server.control.store.engine import Store, open_store
+
+_DATABASE = "control.db"
+_LOCK = ".control.lock"
+
+
+class ControlPlane:
+    """Everything a role may ask for, over one site.
+
+    Attributes:
+        site, store, mirror: What the use cases stand on.
+        runs, holders, evidence, access: The use cases.
+    """
+
+    def __init__(self, site: Site, store: Store) -> None:
+        self.site = site
+        self.store = store
+        self.mirror = Mirror(store, site.directory)
+        self._runner = Runner(store, self.mirror, site.directory)
+        self.access = AccessCases(store)
+        self.holders = HolderCases(site, store, self.access)
+        self.runs = RunCases(site, store, self.mirror, self._runner, self.access)
+        self.evidence = EvidenceCases(site, store, self.access)
+        self._lock = -1
+
+    def start(self) -> None:
+        """Look after the site's runs from now on.
+
+        Raises:
+            ScenarioBusy: Another control plane does.
+        """
+        self._lock = os.open(self.site.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = -1
+            raise ScenarioBusy(
+                "another control plane serves this directory",
+                expected="one at a time: two would start the same runs",
+                where=str(self.site.directory),
+                next_step="use that one, or stop it",
+            ) from None
+        self._runner.start()
+
+    def close(self, *, end_runs: bool = False) -> None:
+        """Stop. Runs go on without it, unless `end_runs` says that they end too."""
+        self._runner.close(end_runs=end_runs)
+        self.store.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def open_plane(directory: Path, *, database: str | None = None) -> ControlPlane:
+    """Open a control plane over a site. It looks after no run before `start`.
+
+    Args:
+        directory: The site.
+        database: URL of the store; None keeps a SQLite file in the site.
+
+    Raises:
+        ScenarioInvalid: The directory is no site.
+        UsageError: The URL is of no database that is known.
+        StoreFault: The database cannot be used.
+    """
+    site = Site(directory)
+    return ControlPlane(site, open_store(database or f"sqlite:///{site.directory / _DATABASE}"))

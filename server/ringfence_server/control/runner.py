@@ -1,0 +1,223 @@
+"""Keeps runs going that should: starts processes for queued ones, ends those that should stop, notes how they end.
+
+A run's process belongs to nobody: it goes on when the control plane is killed, and is found again by the lock that it
+holds on its own directory.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select
+
+from ringfence_policy.errors import RingfenceError, RunFailed
+from ringfence_server.control.mirror import Mirror
+from ringfence_server.control.run_process import BUSY, ORDER, PLAN, process_of
+from ringfence_server.control.store.engine import Store
+from ringfence_server.control.store.tables import AnswerRow, ProposalRow, RunRow
+from ringfence_server.control.times import now_ms
+from ringfence_server.control.views import RunState
+from ringfence_server.run_failure import LOG
+from ringfence_server.run_file import RunFile
+
+GO, STOP = "go", "stop"
+_GOING = (RunState.STARTING.value, RunState.RUNNING.value)
+_PERIOD_SECONDS = 0.15
+_GRACE_SECONDS = 10.0
+
+_log = structlog.get_logger("ringfence.control")
+
+
+@dataclass
+class _Child:
+    """A process that this one started, and that may go on without it."""
+
+    pid: int
+    exit_code: int | None = None
+
+    def is_over(self) -> bool:
+        """Whether it ended."""
+        if self.exit_code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.exit_code = os.waitstatus_to_exitcode(status)
+        return self.exit_code is not None
+
+
+class Runner:
+    """A thread that looks after the runs of a site.
+
+    Args:
+        store: Where it is written which runs should go on.
+        mirror: Copies what they wrote.
+        site: The site's directory.
+    """
+
+    def __init__(self, store: Store, mirror: Mirror, site: Path) -> None:
+        self._store = store
+        self._mirror = mirror
+        self._site = site
+        self._children: dict[str, _Child] = {}
+        self._nudge = threading.Event()
+        self._over = False
+        self._thread = threading.Thread(target=self._keep, name="ringfence-runner", daemon=True)
+
+    def start(self) -> None:
+        """Take up what an earlier control plane left, and go on from there."""
+        self._thread.start()
+
+    def look_now(self) -> None:
+        """Something was written that a run should follow."""
+        self._nudge.set()
+
+    def close(self, *, end_runs: bool) -> None:
+        """Stop looking after runs; with `end_runs` end their processes first, so that they are interrupted.
+
+        Runs that were interrupted are taken up by `resume`, from their last committed round.
+        """
+        self._over = True
+        self._nudge.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if end_runs:
+            for run_id in self._going():
+                self._end(run_id)
+                self._settle(run_id)
+
+    def _keep(self) -> None:
+        while not self._over:
+            try:
+                self._look()
+            except RingfenceError as error:  # the store is away: what is written there is done when it is back
+                _log.warning("runner_waits", code=error.code)
+            self._nudge.wait(_PERIOD_SECONDS)
+            self._nudge.clear()
+
+    def _look(self) -> None:
+        going = self._going()
+        for run_id in going:
+            self._mirror.catch_up(run_id)
+            if process_of(self._site / "runs" / run_id) is None and not self._is_starting(run_id):
+                self._settle(run_id)
+            elif self._wanted(run_id) == STOP:
+                self._end(run_id)
+        if not self._going() and (queued := self._queued()) is not None:
+            self._begin(queued)
+
+    def _going(self) -> list[str]:
+        with self._store.read() as db:
+            return list(db.scalars(select(RunRow.id).where(RunRow.state.in_(_GOING))))
+
+    def _queued(self) -> str | None:
+        with self._store.read() as db:
+            query = select(RunRow.id).where(RunRow.state == RunState.QUEUED.value, RunRow.wanted == GO)
+            return db.scalars(query.order_by(RunRow.begun, RunRow.id)).first()
+
+    def _wanted(self, run_id: str) -> str:
+        with self._store.read() as db:
+            return db.get_one(RunRow, run_id).wanted
+
+    def _is_starting(self, run_id: str) -> bool:
+        """Whether its process is there and does not hold its lock yet."""
+        child = self._children.get(run_id)
+        return child is not None and not child.is_over()
+
+    def _begin(self, run_id: str) -> None:
+        directory = self._site / "runs" / run_id
+        self._write_order(run_id, directory)
+        self._put(run_id, RunState.STARTING)
+        self._children[run_id] = _spawn(
+            [sys.executable, "-m", "ringfence_server.control.run_process", str(self._site), run_id], directory / LOG
+        )
+        _log.info("run_process_started", run=run_id, process=self._children[run_id].pid)
+
+    def _write_order(self, run_id: str, directory: Path) -> None:
+        with self._store.read() as db:
+            row = db.get_one(RunRow, run_id)
+            proposal = db.get_one(ProposalRow, row.proposal)
+            declined = db.scalars(
+                select(AnswerRow.holder).where(AnswerRow.proposal == proposal.id, AnswerRow.answer == "declined")
+            ).all()
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "run.json").exists():
+            (directory / PLAN).write_text(proposal.plan)
+            (directory / ORDER).write_text(json.dumps({"seed": row.seed, "declined": sorted(declined)}))
+
+    def _end(self, run_id: str) -> None:
+        """End a run's process: it is told to, and made to if it does not."""
+        process = process_of(self._site / "runs" / run_id)
+        child = self._children.get(run_id)
+        if process is None and child is not None and not child.is_over():
+            process = child.pid
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+        waited = threading.Event()
+        for _ in range(round(_GRACE_SECONDS / 0.05)):
+            if process_of(self._site / "runs" / run_id) is None and (child is None or child.is_over()):
+                return
+            waited.wait(0.05)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+    def _settle(self, run_id: str) -> None:
+        """Note how a run stands whose process is gone."""
+        child = self._children.pop(run_id, None)
+        code = child.exit_code if child is not None and child.is_over() else None
+        self._mirror.catch_up(run_id)  # what it wrote last
+        directory = self._site / "runs" / run_id
+        with self._store.write() as db:
+            row = db.get_one(RunRow, run_id, with_for_update=True)
+            if row.state not in _GOING:
+                pass
+            elif (directory / "run.json").exists() and RunFile.load(directory).is_finished:
+                row.state = RunState.FINISHED.value
+            elif row.wanted == STOP:
+                row.state = RunState.SUSPENDED.value
+            elif code == BUSY:
+                row.state = RunState.QUEUED.value
+            else:
+                row.state = RunState.INTERRUPTED.value
+                row.error = json.dumps(_interrupted(directory).to_document())
+            row.changed = now_ms()
+            state = row.state
+        self._mirror.wake(run_id)
+        _log.info("run_process_ended", run=run_id, state=state, exit_code=code)
+
+    def _put(self, run_id: str, state: RunState) -> None:
+        with self._store.write() as db:
+            row = db.get_one(RunRow, run_id, with_for_update=True)
+            row.state, row.changed, row.error = state.value, now_ms(), None
+        self._mirror.wake(run_id)
+
+
+def _interrupted(directory: Path) -> RunFailed:
+    return RunFailed(
+        "the run's process ended before the run did",
+        where=f"runs/{directory.name}/{LOG}",
+        next_step="resume it: it goes on from its last committed round",
+    )
+
+
+def _spawn(arguments: list[str], log: Path) -> _Child:
+    """Start a process of its own session that outlives this one."""
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
+    pid = os.posix_spawn(
+        arguments[0],
+        arguments,
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    return _Child(pid)

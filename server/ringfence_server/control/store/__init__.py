@@ -1,0 +1,1 @@
+"""What the control plane keeps in a database: SQLite by default, PostgreSQL by URL."""
