@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from ringfence_policy.cli import answering, policy_app
+from ringfence_server.cli_control import control_app, workshop
 from ringfence_server.cli_coordinator import coordinator_app
 
 app = typer.Typer(
@@ -28,6 +29,8 @@ app.add_typer(scenario_app, name="scenario")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(coordinator_app, name="coordinator")
+app.add_typer(control_app, name="control")
+app.command()(workshop)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A scenario directory.")]

@@ -1,8 +1,11 @@
 """What a sign-in opened ends with it."""
 
 import asyncio
+from contextlib import suppress
 
-from ringfence_server.control.standing import Standing
+import pytest
+
+from ringfence_server.control.standing import Standing, Withdrawn
 
 
 async def _numbers():
@@ -34,8 +37,9 @@ def test_a_stream_ends_when_its_credential_is_no_longer_good():
         heard = {"token:a": asyncio.Event(), "token:b": asyncio.Event()}
 
         async def read(name, source):
-            async for _ in standing.while_good(name, source):
-                heard[name].set()
+            with suppress(Withdrawn):
+                async for _ in standing.while_good(name, source):
+                    heard[name].set()
 
         mine = asyncio.create_task(read("token:a", _numbers()))
         silent = asyncio.create_task(read("token:a", _silence()))
@@ -62,8 +66,9 @@ def test_a_store_that_cannot_be_asked_ends_what_is_open():
 
         standing = Standing(broken)
         watch = asyncio.create_task(standing.watch())
-        async for _ in standing.while_good("session:a", _numbers()):
-            pass
+        with pytest.raises(Withdrawn):
+            async for _ in standing.while_good("session:a", _numbers()):
+                pass
         watch.cancel()
 
     _run(story)

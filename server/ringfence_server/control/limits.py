@@ -85,7 +85,8 @@ class Limits:
         headers = dict(scope["headers"])
         if scope["type"] == "websocket":
             # A browser lets any page open a WebSocket to anywhere, with the cookies: its Origin is all that tells.
-            if self._host_of(headers) not in self._hosts or _text(headers, b"origin") not in self._origins:
+            host, origin = self._host_of(headers), _text(headers, b"origin")
+            if host not in self._hosts or origin not in self._origins or origin.partition("://")[2] != host:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
                 return

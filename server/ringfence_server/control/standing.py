@@ -20,6 +20,10 @@ T = TypeVar("T")
 _log = structlog.get_logger("ringfence.control")
 
 
+class Withdrawn(Exception):
+    """The sign-in that something was opened with is over."""
+
+
 class Standing:
     """Which credentials hold something open.
 
@@ -60,7 +64,11 @@ class Standing:
             self._loop.call_soon_threadsafe(self._nudge.set)
 
     async def while_good(self, credential: str, source: AsyncIterator[T]) -> AsyncIterator[T]:
-        """What `source` gives, for as long as the credential is good."""
+        """What `source` gives, for as long as the credential is good.
+
+        Raises:
+            Withdrawn: It is no longer.
+        """
         over = self._over.setdefault(credential, asyncio.Event())
         self._open[credential] += 1
         ended = asyncio.ensure_future(over.wait())
@@ -74,8 +82,8 @@ class Standing:
                         coming.cancel()
                         with suppress(asyncio.CancelledError, StopAsyncIteration):
                             await coming
-                if over.is_set() or coming.cancelled():
-                    return
+                if over.is_set():
+                    raise Withdrawn
                 try:
                     item = coming.result()
                 except StopAsyncIteration:
