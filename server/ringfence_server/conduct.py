@@ -314,6 +314,8 @@ class _Conductor:
             },
             "refused": {holder: list(denial.clauses) for holder, denial in self.governor.absent.items()},
             "rehearsal": self.plan.rehearsal,
+            # Of earlier attempts: a kill may have come between a round's commit and its event.
+            "earlier": self.governor.outcomes,
         }
 
     @contextmanager

@@ -45,7 +45,9 @@ def run_view(
     in_round: tuple[str, ...] = ()
     doing = "trains"
     for name, body in events:
-        if name == "round-opened":
+        if name == "run-started":
+            rounds |= {one["round"]: _round(one) for one in body.get("earlier", ())}
+        elif name == "round-opened":
             in_round, doing = tuple(body["cohort"]), f"trains round {body['round']}"
         elif name == "round-closed":
             in_round = ()

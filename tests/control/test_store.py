@@ -1,0 +1,151 @@
+"""The store on SQLite and on PostgreSQL: what was acknowledged is there, whoever writes and whatever is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from control_plane import COORDINATOR, RESEARCHER, wait_until
+from postgres import cluster
+from sqlalchemy import inspect, select
+
+from ringfence_policy.errors import UsageError
+from ringfence_server.control.plane import open_plane
+from ringfence_server.control.store.engine import StoreFault, open_store
+from ringfence_server.control.store.tables import Base, ProposalRow
+from ringfence_server.control.views import RunState
+
+KILLS = int(os.environ.get("RINGFENCE_KILLS", "5"))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with cluster() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'control.db'}"
+    return request.getfixturevalue("server").fresh_database()
+
+
+@pytest.fixture
+def store(url):
+    opened = open_store(url)
+    yield opened
+    opened.close()
+
+
+def proposal(name):
+    return ProposalRow(id=name, plan_id="p", title="t", plan="x", by="b", account="a", at=1)
+
+
+def names(store):
+    with store.read() as db:
+        return set(db.scalars(select(ProposalRow.id)))
+
+
+def test_the_migrations_make_the_tables_that_the_code_has_and_take_them_away_again(store):
+    def found():
+        inspector = inspect(store.engine)
+        return {
+            table: {column["name"]: bool(column["nullable"]) for column in inspector.get_columns(table)}
+            for table in inspector.get_table_names()
+            if table != "alembic_version"
+        }
+
+    expected = {
+        table.name: {column.name: bool(column.nullable) for column in table.columns}
+        for table in Base.metadata.sorted_tables
+    }
+    assert found() == expected
+    store.roll_back()
+    assert found() == {}
+    store.migrate()
+    assert found() == expected
+
+
+def test_what_fails_in_the_middle_leaves_nothing(store):
+    def half():
+        with store.write() as db:
+            db.add(proposal("one"))
+            db.flush()
+            raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        half()
+    assert names(store) == set()
+
+
+def test_many_writers_at_once_lose_nothing(store):
+    faults = []
+
+    def write(number):
+        try:
+            for step in range(10):
+                with store.write() as db:
+                    db.add(proposal(f"{number}-{step}"))
+        except StoreFault as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    assert names(store) == {f"{number}-{step}" for number in range(8) for step in range(10)}
+
+
+def test_a_url_of_no_database_that_is_known_is_refused():
+    for wrong in ("mysql://host/name", "no url at all", "sqlite+aiosqlite:///x"):
+        with pytest.raises(UsageError):
+            open_store(wrong)
+
+
+def test_a_database_that_is_away_is_a_fault_and_says_no_password(tmp_path):
+    with pytest.raises(StoreFault) as told:
+        open_store("postgresql+psycopg://user:hunter2@127.0.0.1:1/name")
+    assert "hunter2" not in str(told.value)
+    with pytest.raises(StoreFault):
+        open_store(f"sqlite:///{tmp_path / 'no' / 'such' / 'directory.db'}")
+
+
+def test_what_was_acknowledged_is_there_after_the_process_was_killed(tiny_scenario, url):
+    """The process that answers is killed right after it said that a run was begun: the run is begun all the same."""
+    site = tiny_scenario("site").directory
+    acknowledged = []
+    for _ in range(KILLS):
+        code = (
+            "import sys\n"
+            "from pathlib import Path\n"
+            "from control_plane import COORDINATOR\n"
+            "from ringfence_server.control.plane import open_plane\n"
+            "plane = open_plane(Path(sys.argv[1]), database=sys.argv[2])\n"
+            "text = plane.runs.plans(COORDINATOR)[0].text\n"
+            "print(plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, text).id).run_id, flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        support = os.path.join(os.path.dirname(__file__), "..", "support")  # noqa: PTH118, PTH120 -- a search path
+        paths = os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(site), url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths},
+        ) as process:
+            acknowledged.append(process.stdout.readline().strip())
+            process.send_signal(signal.SIGKILL)
+    plane = open_plane(site, database=url)
+    plane.start()
+    try:
+        assert {run.run_id for run in plane.runs.runs(RESEARCHER).items} == set(acknowledged)
+        first = acknowledged[0]
+        wait_until(lambda: plane.runs.run(COORDINATOR, first).state is RunState.FINISHED)
+    finally:
+        plane.close(end_runs=True)
