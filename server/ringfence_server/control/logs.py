@@ -65,7 +65,7 @@ def set_up_logs(out: IO[str] | None = None, *, level: int = logging.INFO) -> Non
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
-    for talkative in ("httpx", "httpcore", "uvicorn.access", "multipart", "asyncio"):
+    for talkative in ("httpx", "httpcore", "uvicorn.access", "multipart", "asyncio", "alembic"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
 
 

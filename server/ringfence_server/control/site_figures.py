@@ -17,7 +17,7 @@ def site_figures(plane: ControlPlane) -> SiteFigures:
     """A site in numbers, at this moment."""
     refusals: dict[str, int] = {}
     with plane.store.read() as db:
-        runs = dict(db.execute(select(RunRow.state, func.count()).group_by(RunRow.state)).tuples().all())
+        runs = dict(db.execute(select(RunRow.state, func.count()).group_by(RunRow.state)).all())
         bodies = db.scalars(select(EventRow.body).where(EventRow.name == "round-closed")).all()
     for body in bodies:
         for refusal in json.loads(body)["outcome"]["refused"]:

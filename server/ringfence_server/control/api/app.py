@@ -7,6 +7,7 @@ document, and never by a page.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
@@ -136,7 +137,21 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _by_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 -- how FastAPI types handlers
-    return problems.answer(problems.of_status(error.status_code), request_id=_id(request), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == problems.METHOD_NOT_ALLOWED.status:
+        headers["Allow"] = ", ".join(_methods(request.app, request.url.path))
+    return problems.answer(problems.of_status(error.status_code), request_id=_id(request), headers=headers)
+
+
+def _methods(api: FastAPI, path: str) -> list[str]:
+    """What may be done with a path; the framework names the first of its routes alone."""
+    found = {
+        method
+        for template, item in describe(api)["paths"].items()
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path)
+        for method in item
+    }
+    return sorted(method.upper() for method in found)
 
 
 def _fault(request: Request, _error: Exception) -> Response:
