@@ -24,6 +24,7 @@
         ├── SandboxFault                 the trainer's own process broke off (ringfence_client.walled_workroom)
         ├── TrainingFault                training gave nothing that may be sent (ringfence_client.trainer)
         ├── ProviderFault                the identity provider does not answer (ringfence_server.control.oidc)
+        ├── StoreFault                   the control plane's database (ringfence_server.control.store.engine)
         ├── DeploymentFault              the coordinator's SuperLink or front does not work
         └── RunFailed                    a run stopped; the message says from where it can be resumed
 

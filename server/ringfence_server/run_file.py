@@ -24,6 +24,8 @@ INTRODUCE = "ringfence_client.enrolment:introduce"
 COHORT_APP = "ringfence_client.clientapp:cohort"
 INITIAL_MODEL = "ringfence_client.models:initial_arrays"
 COMPARISON = "ringfence_client.comparison:compare"
+# A data officer's own commands, where the holder's files lie on this machine.
+DESK = "ringfence_client.desk:Desk"
 # What a SuperLink and its SuperNodes load, each from what is installed on its own machine.
 SERVER_APP = "ringfence_server.serverapp:app"
 RELAY_APP = "ringfence_client.relay:app"

@@ -89,6 +89,7 @@ ENVIRONMENT = {
     "ringfence_client.walls": "names a directory that exists to torch, which can make none behind the walls",
     "ringfence_server.worker": "turns Flower's telemetry off before Flower is imported",
     "ringfence_server.cli_run": "hands the worker its number of threads",
+    "ringfence_server.control.runner": "hands a run's process its number of threads",
     "ringfence_server.superlink": "hands the SuperLink its environment, without any variable of Flower's own",
 }
 
@@ -105,6 +106,7 @@ NETWORK_DOORS = {
     "ringfence_server.front_server": "listens for SuperNodes, the one exposed socket of a deployment",
     "ringfence_server.flower_control": "asks the SuperLink on the loopback address",
     "ringfence_server.demo_processes": "finds free ports of the loopback address",
+    "ringfence_server.control.mirror": "wakes who follows a run, in the server's event loop",
     "ringfence_server.control.serve": "listens for browsers and scripts, on the control plane's one socket",
     "ringfence_server.control.limits": "bounds how long a body may take, with the clock of its event loop",
     "ringfence_server.control.standing": "waits for events and for the end of a sign-in, in the server's event loop",

@@ -9,6 +9,7 @@ from typing import Any
 from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical, merkle
 from ringfence_policy.bundle import read_bundle
+from ringfence_policy.documents import Checkpoint
 from ringfence_policy.errors import NotKnown
 from ringfence_policy.identity import parse
 from ringfence_policy.ledger import now_ms
@@ -117,10 +118,10 @@ class EvidenceCases:
         if not 0 <= position < len(lines):
             raise NotKnown("there is no such record")
         token = parse(read_bundle(path)[f"{_place(owner)}/{layout.CHECKPOINT}"].decode())
-        signed = token.claimed()
-        leaf = merkle.leaf_hash(lines[position])
-        way = merkle.inclusion_proof(position, len(lines), merkle.leaf_hashes(lines))
-        root = merkle.root_of([merkle.leaf_hash(line) for line in lines])
+        signed = Checkpoint.from_document(token.claimed())
+        leaves = [merkle.leaf_hash(line) for line in lines]
+        leaf, root = leaves[position], merkle.root_of(leaves)
+        way = merkle.inclusion_proof(position, len(leaves), merkle.leaf_hashes(leaves))
         record = json.loads(lines[position])
         return ProofView(
             owner=owner,
@@ -132,7 +133,7 @@ class EvidenceCases:
             path=tuple(node.hex() for node in way),
             root=root.hex(),
             signed_by=token.kid,
-            holds=signed.get("root") == f"sha256:{root.hex()}"
+            holds=(signed.size, signed.root_bytes) == (len(lines), root)
             and merkle.verify_inclusion(index=position, size=len(lines), leaf=leaf, proof=way, root=root),
         )
 

@@ -60,7 +60,7 @@ class HolderCases:
                 holder=holder,
                 name=profile.name,
                 region=profile.region,
-                standing=self._site.desk("look", holder)["standing"],
+                standing=self._site.desk(holder).look()["standing"],
             )
             for holder, profile in sorted(self._site.holders.items())
             if actor.role is not Role.HOLDER or actor.holder == holder
@@ -74,7 +74,7 @@ class HolderCases:
         """
         allow(actor, Act.SEE_HOLDERS, holder=holder)
         profile = self._site.holder(holder)
-        found = self._site.desk("look", holder)
+        found = self._site.desk(holder).look()
         own = actor.role is Role.HOLDER
         self._access.note_read(actor, f"holder {holder}")
         with self._store.read() as db:
@@ -102,7 +102,7 @@ class HolderCases:
             NotKnown: There is no such holder, or it is another officer's.
         """
         self._own(actor, Act.EDIT_POLICY, holder)
-        return _text(self._site.desk("policy_text", holder))
+        return _text(self._site.desk(holder).policy_text())
 
     def edit_policy(self, actor: Actor, holder: str, text: str, *, etag: str) -> PolicyText:
         """Write the policy anew and sign it. It holds from the next gate on; where it cannot be signed nothing changes.
@@ -121,14 +121,14 @@ class HolderCases:
         self._own(actor, Act.EDIT_POLICY, holder)
         if len(text.encode("utf-8", "surrogatepass")) > _MOST_POLICY:
             raise UsageError("a policy is not that long", expected=f"at most {_MOST_POLICY} bytes")
-        if _text(self._site.desk("policy_text", holder)).etag != etag:
+        if _text(self._site.desk(holder).policy_text()).etag != etag:
             raise Conflict(
                 "the policy was changed since it was read",
                 expected="the text as it is now",
                 got="an earlier one",
                 next_step="read it again and make the change there",
             )
-        self._site.desk("sign_text", holder, text)
+        self._site.desk(holder).sign_text(text)
         return _text(text)
 
     def stop(self, actor: Actor, holder: str, *, how: str, reason: str = "") -> HolderView:
@@ -147,7 +147,7 @@ class HolderCases:
         self._own(actor, Act.STOP_USE, holder)
         if how != "resume" and not 1 <= len(reason.strip()) <= _MOST_REASON:
             raise UsageError("stopping needs a reason", expected=f"1 to {_MOST_REASON} characters, for all to read")
-        self._site.desk("stop", holder, how, reason.strip())
+        self._site.desk(holder).stop(how, reason.strip())
         return self.view(actor, holder)
 
     def uses(self, actor: Actor, holder: str) -> tuple[UseView, ...]:
@@ -157,7 +157,7 @@ class HolderCases:
             NotKnown: There is no such holder, or it is another officer's.
         """
         self._own(actor, Act.OWN_DATA, holder)
-        found = self._site.desk("uses", holder)
+        found = self._site.desk(holder).uses()
         with self._store.read() as db:
             titles = dict(db.execute(select(RunRow.id, RunRow.title)).all())
         return tuple(
@@ -183,7 +183,7 @@ class HolderCases:
         self._own(actor, Act.OWN_DATA, holder)
         if not 1 <= limit <= _MOST_SHOWN:
             raise UsageError("a page cannot be that long", expected=f"1 to {_MOST_SHOWN}", got=str(limit))
-        return tuple(_decision(one) for one in self._site.desk("decisions", holder)[:limit])
+        return tuple(_decision(one) for one in self._site.desk(holder).decisions()[:limit])
 
     def pending(self, actor: Actor, holder: str) -> tuple[str, ...]:
         """Ids of proposals that this officer has not answered and that no run was begun of, newest first.

@@ -13,10 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Before Flower is imported: a run calls nobody.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import RingfenceError, ScenarioBusy
 from ringfence_server.control.site import without

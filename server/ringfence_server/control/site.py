@@ -17,10 +17,9 @@ from ringfence_policy.strict_toml import read_toml
 from ringfence_server.control.views import HolderForecast, Reason
 from ringfence_server.deployment import is_deployment
 from ringfence_server.forecast import forecast
-from ringfence_server.run_file import reach
+from ringfence_server.run_file import DESK, reach
 from ringfence_server.scenario import Scenario, load_scenario
 
-_DESK: Final = "ringfence_client.desk:"
 _MOST_PLAN: Final = 64 * 1024
 
 
@@ -121,15 +120,15 @@ class Site:
             for one in forecast(self.scenario(), plan)
         )
 
-    def desk(self, act: str, holder_id: str, *arguments: Any) -> Any:
-        """Do at a data officer's desk what `act` of `ringfence_client.desk` does.
+    def desk(self, holder_id: str) -> Any:
+        """The desk of a data officer: `ringfence_client.desk.Desk`.
 
         Raises:
             NotKnown: There is no such holder.
-            RingfenceError: What the desk says.
+            RingfenceError: It cannot be opened.
         """
         self.holder(holder_id)
-        return reach(f"{_DESK}{act}")(str(self.directory / "holders" / holder_id), *arguments)
+        return reach(DESK)(str(self.directory / "holders" / holder_id))
 
 
 def without(scenario: Scenario, holders: frozenset[str]) -> Scenario:

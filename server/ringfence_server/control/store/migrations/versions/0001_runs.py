@@ -13,6 +13,12 @@ _ACCOUNT = sa.String(500)
 
 def upgrade() -> None:
     """Make the first tables."""
+    _proposals()
+    _runs()
+    _access()
+
+
+def _proposals() -> None:
     op.create_table(
         "proposals",
         sa.Column("id", _ID, primary_key=True),
@@ -37,6 +43,9 @@ def upgrade() -> None:
         sa.Column("holder", _ID, primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),
     )
+
+
+def _runs() -> None:
     op.create_table(
         "runs",
         sa.Column("id", _ID, primary_key=True),
@@ -62,6 +71,9 @@ def upgrade() -> None:
         sa.Column("name", _ID, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
     )
+
+
+def _access() -> None:
     op.create_table(
         "once",
         sa.Column("account", _ACCOUNT, primary_key=True),
