@@ -21,25 +21,37 @@ _ATTEMPT_COOKIE = "ringfence-signin"
 _SEE_OTHER = 303
 
 
-def sign_on_pages(
-    store: SignOnStore, settings: ControlSettings, provider: IdentityProvider | None
-) -> APIRouter:  # fmt: skip
-    """The routes by which a browser signs in and out."""
-    router = APIRouter(include_in_schema=False)
-    secure, session_cookie = settings.secure, cookie_name(settings)
+class _Sessions:
+    """Gives browsers their sessions, and takes them back."""
 
-    def welcome(request: Request, actor: Actor) -> Response:
-        secret = store.open_session(actor, instead_of=request.cookies.get(session_cookie))
+    def __init__(self, store: SignOnStore, settings: ControlSettings) -> None:
+        self._store = store
+        self._cookie = cookie_name(settings)
+        self._longest = int(settings.longest.total_seconds())
+        self.secure = settings.secure
+
+    def welcome(self, request: Request, actor: Actor) -> Response:
+        """Sign a browser in: with a fresh session, instead of the one that it had."""
+        secret = self._store.open_session(actor, instead_of=request.cookies.get(self._cookie))
         response = RedirectResponse("/", _SEE_OTHER)
         response.set_cookie(
-            session_cookie,
-            secret,
-            max_age=int(settings.longest.total_seconds()),
-            httponly=True,
-            samesite="lax",
-            secure=secure,
+            self._cookie, secret, max_age=self._longest, httponly=True, samesite="lax", secure=self.secure
         )
         return response
+
+    def farewell(self, request: Request) -> Response:
+        """Sign a browser out."""
+        self._store.end_session(request.cookies.get(self._cookie))
+        response = RedirectResponse("/", _SEE_OTHER)
+        response.delete_cookie(self._cookie, secure=self.secure, httponly=True, samesite="lax")
+        return response
+
+
+def sign_on_pages(store: SignOnStore, settings: ControlSettings, provider: IdentityProvider | None) -> APIRouter:
+    """The routes by which a browser signs in and out."""
+    router = APIRouter(include_in_schema=False)
+    sessions = _Sessions(store, settings)
+    _add_provider(router, store, sessions, provider)
 
     @router.get("/enter/{secret}")
     def enter(request: Request, secret: str) -> Response:
@@ -50,8 +62,19 @@ def sign_on_pages(
         actor = store.use_link(secret)
         if actor is None:
             raise _unknown_link()
-        return welcome(request, actor)
+        return sessions.welcome(request, actor)
 
+    @router.post("/signout")
+    def sign_out(request: Request) -> Response:
+        """End the session of this browser."""
+        return sessions.farewell(request)
+
+    return router
+
+
+def _add_provider(
+    router: APIRouter, store: SignOnStore, sessions: _Sessions, provider: IdentityProvider | None
+) -> None:
     @router.get("/signin")
     def sign_in() -> Response:
         """Begin a sign-in at the identity provider."""
@@ -68,7 +91,7 @@ def sign_on_pages(
             max_age=ATTEMPT_SECONDS,
             httponly=True,
             samesite="lax",
-            secure=secure,
+            secure=sessions.secure,
             path="/signin",
         )
         return response
@@ -85,19 +108,9 @@ def sign_on_pages(
         attempt = store.take_attempt(begun) if begun else None
         if provider is None or attempt is None or not code:
             raise SignInRefused("this sign-in was not begun here, or took too long", next_step="sign in again")
-        response = welcome(request, provider.finish(attempt, code=code, state=state, issuer=iss))
-        response.delete_cookie(_ATTEMPT_COOKIE, path="/signin", secure=secure, httponly=True, samesite="lax")
+        response = sessions.welcome(request, provider.finish(attempt, code=code, state=state, issuer=iss))
+        response.delete_cookie(_ATTEMPT_COOKIE, path="/signin", secure=sessions.secure, httponly=True, samesite="lax")
         return response
-
-    @router.post("/signout")
-    def sign_out(request: Request) -> Response:
-        """End the session of this browser."""
-        store.end_session(request.cookies.get(session_cookie))
-        response = RedirectResponse("/", _SEE_OTHER)
-        response.delete_cookie(session_cookie, secure=secure, httponly=True, samesite="lax")
-        return response
-
-    return router
 
 
 def told(_request: Request, error: Exception) -> Response:

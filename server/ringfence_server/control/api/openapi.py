@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from ringfence_server.control.api import problems
 from ringfence_server.control.permissions import Act
 from ringfence_server.control.signon import OPEN_PATHS
+from ringfence_server.control.store.engine import StoreFault
 
 # What any request may be answered with before its route sees it, beyond what the route itself documents.
 _EVERYWHERE = (problems.BAD_REQUEST, problems.WRONG_HOST, problems.INTERNAL)
@@ -68,6 +69,8 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> No
     known: dict[int, set[str]] = {}
     for kind in (*_EVERYWHERE, *(_WITH_BODY if method != "get" else ())):
         known.setdefault(kind.status, set()).add(kind.code)
+    if path != "/health/live":
+        known[StoreFault.http_status] = {StoreFault.code}  # who asks is looked up in the store, for every route
     if path not in OPEN_PATHS:
         operation["security"] = [{"token": []}, {"session": []}]
         for status, codes in (*_SIGNED_IN.items(), *(_FROM_A_PAGE.items() if method != "get" else ())):

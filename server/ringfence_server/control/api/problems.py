@@ -44,7 +44,6 @@ WRONG_HOST = Kind(421, "wrong-host", "The request names a host that this control
 INVALID = Kind(422, "invalid-request", "The request does not say what it must")
 PRECONDITION_REQUIRED = Kind(428, "precondition-required", "Say which version you are changing, by If-Match")
 INTERNAL = Kind(500, "internal", "The control plane failed; the log has the details under this request's id")
-UNAVAILABLE = Kind(503, "unavailable", "The control plane is not ready")
 
 KINDS = (
     BAD_REQUEST,
@@ -57,7 +56,6 @@ KINDS = (
     INVALID,
     PRECONDITION_REQUIRED,
     INTERNAL,
-    UNAVAILABLE,
 )
 
 
