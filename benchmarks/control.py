@@ -1,13 +1,14 @@
-"""How a control plane answers while a run trains: latencies at a steady rate, open streams, seconds from round to event.
+"""How a control plane answers while a run trains: latencies at a steady rate, open streams, and round to event.
 
 Run from a checkout with `pip install -e '.[dev]'`:
 
     python benchmarks/control.py                          # 100 holders, 50 requests/s, 200 streams, 30 seconds
     python benchmarks/control.py --holders 10 --streams 20 --seconds 10 --json
 
-One workshop (`ringfence workshop`) over a scenario built for it, one run in its worker process, and this process as
-all clients. Requests begin on a clock, whether earlier ones were answered or not, so that waiting counts. Seconds from round
-to event are from the time that the run wrote into the event to when each stream had it.
+One workshop (`ringfence workshop`) over a scenario built for it, one run in its worker process, one process that asks
+and one that keeps the streams open, all on this machine. Requests begin on a clock, whether earlier ones were answered
+or not, so that waiting counts. Seconds from round to event are from the time that the run wrote into the event to when
+each stream had it.
 """
 
 import argparse
@@ -23,8 +24,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing import Pipe, Process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,66 +39,66 @@ from where_measured import environment
 
 ROUNDS = 400
 STARTING_SECONDS = 300.0
-_CLOSED = re.compile(r'data: \{"seq":\d+,"name":"round-closed","at_ms":(\d+)')
+_CLOSED = re.compile(rb'data: \{"seq":\d+,"name":"round-closed","at_ms":(\d+)')
 READS = ("/api/v1/runs", "/api/v1/runs/{run}", "/api/v1/me", "/api/v1/plans", "/api/v1/runs/{run}/events?limit=50")
 
 
-class Clients:
-    """Everybody who asks, as one process."""
+async def ask(
+    address: str, run: str, cookie: str, *, rate: float, seconds: float
+) -> tuple[dict[str, list[float]], int]:
+    """Ask at a steady rate: seconds of each answer by route, and how many were no 200."""
+    latencies: dict[str, list[float]] = {path: [] for path in READS}
+    failed = 0
 
-    def __init__(self, address: str, run: str, cookie: str) -> None:
-        self._run = run
-        self._client = httpx.AsyncClient(
-            base_url=address,
-            headers={"cookie": cookie},
-            timeout=60,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-        )
-        self.latencies: dict[str, list[float]] = {path: [] for path in READS}
-        self.delays: list[float] = []
-        self.failed = 0
-        self.streams = 0
-        self._open = asyncio.Event()
-        self._wanted = 0
-        self._live_from = float("inf")
+    async def once(client: httpx.AsyncClient, path: str) -> None:
+        nonlocal failed
+        begun = time.perf_counter()
+        reply = await client.get(path.format(run=run))
+        latencies[path].append(time.perf_counter() - begun)
+        failed += reply.status_code != httpx.codes.OK
 
-    async def measure(self, *, rate: float, streams: int, seconds: float) -> None:
-        """Open the streams, then ask at `rate` for `seconds`."""
-        self._wanted = streams
-        if not streams:
-            self._open.set()
-        readers = [asyncio.create_task(self._follow()) for _ in range(streams)]
-        await self._open.wait()
-        await asyncio.sleep(2)  # what happened before the streams were opened is sent first, and is not counted
-        self._live_from = time.time()
+    async with httpx.AsyncClient(base_url=address, headers={"cookie": cookie}, timeout=60, trust_env=False) as client:
         begun, asked = time.perf_counter(), []
         for number in range(int(rate * seconds)):
             await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
-            asked.append(asyncio.create_task(self._ask(READS[number % len(READS)])))
+            asked.append(asyncio.create_task(once(client, READS[number % len(READS)])))
         await asyncio.gather(*asked)
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
-        await self._client.aclose()
+    return latencies, failed
 
-    async def _ask(self, path: str) -> None:
-        begun = time.perf_counter()
-        reply = await self._client.get(path.format(run=self._run))
-        self.latencies[path].append(time.perf_counter() - begun)
-        self.failed += reply.status_code != httpx.codes.OK
 
-    async def _follow(self) -> None:
-        async with self._client.stream("GET", f"/api/v1/runs/{self._run}/stream") as reply:
-            reply.raise_for_status()
-            self.streams += 1
-            if self.streams == self._wanted:
-                self._open.set()
-            async for line in reply.aiter_lines():
-                # The beginning is enough, and 200 readers in one process must not be what is measured.
-                found = _CLOSED.match(line)
-                if found is not None and (at := int(found[1]) / 1000) >= self._live_from:
-                    self.delays.append(time.time() - at)
+def follow_all(address: str, run: str, cookie: str, streams: int, told: Connection) -> None:
+    """Keep streams open, in a process of its own so that reading them is not what is measured, and say the delays."""
+    asyncio.run(_follow_all(address, run, cookie, streams, told))
+
+
+async def _follow_all(address: str, run: str, cookie: str, streams: int, told: Connection) -> None:
+    parts = urlsplit(address)
+    live_from, delays = float("inf"), []
+
+    async def follow(reader: asyncio.StreamReader) -> None:
+        rest = b""
+        while piece := await reader.read(1 << 18):
+            rest += piece
+            written = [int(found[1]) / 1000 for found in _CLOSED.finditer(rest)]
+            delays.extend(time.time() - at for at in written if at >= live_from)
+            rest = rest[-100:] if _CLOSED.search(rest[-100:]) is None else b""
+
+    readers = []
+    for _ in range(streams):
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 20)
+        head = f"GET /api/v1/runs/{run}/stream HTTP/1.1\r\nHost: {parts.netloc}\r\nCookie: {cookie}\r\n\r\n"
+        writer.write(head.encode())
+        line = await reader.readline()
+        assert b" 200 " in line, line
+        readers.append((asyncio.create_task(follow(reader)), writer))
+    await asyncio.sleep(2)  # what happened before the streams were opened is sent first, and is not counted
+    live_from = time.time()
+    told.send("open")
+    await asyncio.to_thread(told.recv)
+    for task, writer in readers:
+        task.cancel()
+        writer.close()
+    told.send(delays)
 
 
 def measure(*, holders: int, rate: float, streams: int, seconds: float) -> dict[str, Any]:
@@ -108,8 +112,14 @@ def measure(*, holders: int, rate: float, streams: int, seconds: float) -> dict[
                 assert workshop.stdout is not None
                 printed = json.loads(workshop.stdout.readline())
                 run, cookie = _begin(printed)
-                clients = Clients(printed["address"], run, cookie)
-                asyncio.run(clients.measure(rate=rate, streams=streams, seconds=seconds))
+                ours, theirs = Pipe()
+                followers = Process(target=follow_all, args=(printed["address"], run, cookie, streams, theirs))
+                followers.start()
+                ours.recv()
+                latencies, failed = asyncio.run(ask(printed["address"], run, cookie, rate=rate, seconds=seconds))
+                ours.send("done")
+                delays = ours.recv()
+                followers.join()
                 state = _state(printed["address"], run, cookie)
             finally:
                 workshop.send_signal(signal.SIGINT)
@@ -119,11 +129,11 @@ def measure(*, holders: int, rate: float, streams: int, seconds: float) -> dict[
         "requests_per_second": rate,
         "streams": streams,
         "seconds": seconds,
-        "failed": clients.failed,
+        "failed": failed,
         "run": {"state": state["state"], "rounds": len(state["rounds"])},
-        "read_ms": {path: _spread([one * 1e3 for one in found]) for path, found in clients.latencies.items()},
-        "all_reads_ms": _spread([one * 1e3 for found in clients.latencies.values() for one in found]),
-        "round_to_event_seconds": _spread(clients.delays),
+        "read_ms": {path: _spread([one * 1e3 for one in found]) for path, found in latencies.items()},
+        "all_reads_ms": _spread([one * 1e3 for found in latencies.values() for one in found]),
+        "round_to_event_seconds": _spread(delays),
         "measured": environment("fastapi", "uvicorn", "sqlalchemy", "flwr", "torch"),
     }
 

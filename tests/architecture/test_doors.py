@@ -110,6 +110,7 @@ NETWORK_DOORS = {
     "ringfence_server.control.serve": "listens for browsers and scripts, on the control plane's one socket",
     "ringfence_server.control.limits": "bounds how long a body may take, with the clock of its event loop",
     "ringfence_server.control.api.app": "keeps the task that ends streams, in the server's event loop",
+    "ringfence_server.control.feeds": "wakes those who watch a run, in the server's event loop",
     "ringfence_server.control.standing": "waits for events and for the end of a sign-in, in the server's event loop",
     "ringfence_server.control.signon": "reads a browser's cookie",
     "ringfence_server.control.oidc": "asks the identity provider that the operator named",

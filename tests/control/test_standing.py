@@ -1,24 +1,8 @@
 """What a sign-in opened ends with it."""
 
 import asyncio
-from contextlib import suppress
 
-import pytest
-
-from ringfence_server.control.standing import Standing, Withdrawn
-
-
-async def _numbers():
-    number = 0
-    while True:
-        number += 1
-        yield number
-        await asyncio.sleep(0.001)
-
-
-async def _silence():
-    await asyncio.Event().wait()
-    yield
+from ringfence_server.control.standing import Standing
 
 
 def _run(story):
@@ -29,31 +13,34 @@ def _run(story):
     asyncio.run(whole())
 
 
-def test_a_stream_ends_when_its_credential_is_no_longer_good():
+def test_what_a_credential_opened_ends_when_it_is_no_longer_good():
     async def story():
         good = {"token:a", "token:b"}
         standing = Standing(lambda names: good & set(names))
         watch = asyncio.create_task(standing.watch())
-        heard = {"token:a": asyncio.Event(), "token:b": asyncio.Event()}
+        with standing.held("token:a") as mine, standing.held("token:a") as mine_too, standing.held("token:b") as others:
+            good.remove("token:a")
+            standing.look_now()
+            await mine.woken.wait()
+            await mine_too.woken.wait()
+            assert not mine.good
+            assert not mine_too.good
+            assert others.good
+            assert not others.woken.is_set()
+        watch.cancel()
 
-        async def read(name, source):
-            with suppress(Withdrawn):
-                async for _ in standing.while_good(name, source):
-                    heard[name].set()
+    _run(story)
 
-        mine = asyncio.create_task(read("token:a", _numbers()))
-        silent = asyncio.create_task(read("token:a", _silence()))
-        others = asyncio.create_task(read("token:b", _numbers()))
-        for event in heard.values():
-            await event.wait()
-        good.remove("token:a")
-        standing.look_now()
-        await mine
-        await silent
-        heard["token:b"].clear()
-        await heard["token:b"].wait()
-        assert not others.done()
-        others.cancel()
+
+def test_nobody_has_to_say_that_a_credential_was_withdrawn():
+    """Another process may have done it, with a command."""
+
+    async def story():
+        standing = Standing(lambda _names: set())
+        watch = asyncio.create_task(standing.watch())
+        with standing.held("token:a") as held:
+            await held.woken.wait()
+            assert not held.good
         watch.cancel()
 
     _run(story)
@@ -66,23 +53,16 @@ def test_a_store_that_cannot_be_asked_ends_what_is_open():
 
         standing = Standing(broken)
         watch = asyncio.create_task(standing.watch())
-        with pytest.raises(Withdrawn):
-            async for _ in standing.while_good("session:a", _numbers()):
-                pass
+        with standing.held("session:a") as held:
+            await held.woken.wait()
+            assert not held.good
         watch.cancel()
 
     _run(story)
 
 
-def test_a_stream_that_comes_to_its_end_ends():
-    async def story():
-        async def three():
-            for number in range(3):
-                yield number
-
-        standing = Standing(set)
-        assert [one async for one in standing.while_good("session:a", three())] == [0, 1, 2]
-        assert not standing._open
-        assert not standing._over
-
-    _run(story)
+def test_what_was_closed_is_not_asked_about():
+    standing = Standing(set)
+    with standing.held("session:a"):
+        assert set(standing._held) == {"session:a"}
+    assert not standing._held

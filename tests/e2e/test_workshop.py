@@ -49,12 +49,13 @@ def _browser(printed, role):
 
 
 def _processes_in(directory):
-    """Ids of processes whose command names the directory."""
+    """Processes whose command names the directory: state, then command."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if str(directory).encode() in (place / "cmdline").read_bytes():
-                found.append(int(place.name))
+                state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+                found.append((state, (place / "cmdline").read_bytes().replace(b"\0", b" ")))
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found

@@ -86,7 +86,8 @@ class Runner:
         if self._thread.is_alive():
             self._thread.join()
         if end_runs:
-            for run_id in self._going():
+            # A run that has told its end may still be writing what it leaves behind.
+            for run_id in dict.fromkeys([*self._going(), *self._children]):
                 self._end(run_id)
                 self._settle(run_id)
 
@@ -107,6 +108,8 @@ class Runner:
                 self._settle(run_id)
             elif self._wanted(run_id) == STOP:
                 self._end(run_id)
+        for run_id in [one for one, child in self._children.items() if one not in going and child.is_over()]:
+            del self._children[run_id]  # it told its end before it ended
         if not self._going() and (queued := self._queued()) is not None:
             self._begin(queued)
 

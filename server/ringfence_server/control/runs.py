@@ -38,6 +38,7 @@ WAITS, APPROVED, DECLINED, POLICY_DECIDES = "waits", "approved", "declined", "po
 _SUSPENDABLE = frozenset({RunState.QUEUED, RunState.STARTING, RunState.RUNNING})
 _RESUMABLE = frozenset({RunState.SUSPENDED, RunState.INTERRUPTED, RunState.FAILED})
 _MOST_COMPARED = 8
+_MOST_VIEWS = 32
 _MOST_REASON = 500
 
 
@@ -58,6 +59,8 @@ class RunCases:
         self._mirror = mirror
         self._runner = runner
         self._access = access
+        # What was read last of a run that everybody looks at; it is read anew when anything of it changed.
+        self._views: dict[str, tuple[object, RunView]] = {}
 
     # --- plans -------------------------------------------------------------------------------------------------------
 
@@ -299,12 +302,23 @@ class RunCases:
     def _view(self, run_id: str) -> RunView:
         with self._store.read() as db:
             row = _run_row(db, run_id)
+            now = (row.read_to, row.state, row.reason, row.changed)
+            known = self._views.get(run_id)
+            if known is not None and known[0] == now:
+                return known[1]
             bodies = db.execute(
                 select(EventRow.name, EventRow.body).where(EventRow.run == run_id).order_by(EventRow.seq)
             ).all()
-        events = [(name, json.loads(body)) for name, body in bodies]
-        return run_view(row, events, names={one: profile.name for one, profile in self._site.holders.items()},
-                        directory=self._site.directory / "runs" / run_id)  # fmt: skip
+        view = run_view(
+            row,
+            [(name, json.loads(body)) for name, body in bodies],
+            names={one: profile.name for one, profile in self._site.holders.items()},
+            directory=self._site.directory / "runs" / run_id,
+        )
+        if len(self._views) >= _MOST_VIEWS:
+            self._views.clear()
+        self._views[run_id] = (now, view)
+        return view
 
     def _known(self, run_id: str) -> None:
         with self._store.read() as db:

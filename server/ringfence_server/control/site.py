@@ -42,6 +42,7 @@ class Site:
                 next_step="`ringfence run DIR --superlink ...` runs a deployment; follow it there",
             )
         self.directory = directory.resolve()
+        self._read: tuple[object, Scenario] | None = None
         self.scenario()
 
     def scenario(self) -> Scenario:
@@ -50,7 +51,14 @@ class Site:
         Raises:
             RingfenceError: A file does not say what it must.
         """
-        return load_scenario(self.directory)
+        # Hundreds of files at hundreds of holders, asked for by every page: they are read again when one was changed.
+        names = ("plan.toml", "schema.toml", "holders/*/holder.toml", "holders/*/policy.toml")
+        paths = [path for name in names for path in sorted(self.directory.glob(name))]
+        now = tuple((path, at.st_ino, at.st_mtime_ns, at.st_size) for path in paths for at in (path.stat(),))
+        known = self._read
+        if known is None or known[0] != now:
+            self._read = known = (now, load_scenario(self.directory))
+        return known[1]
 
     @property
     def holders(self) -> Mapping[str, HolderProfile]:

@@ -5,23 +5,33 @@ withdrawn by a command in another process. What this process itself ends, it say
 """
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 
 import structlog
 from starlette.concurrency import run_in_threadpool
 
 ASKED_EVERY_SECONDS = 1.0
 
-T = TypeVar("T")
-
 _log = structlog.get_logger("ringfence.control")
 
 
-class Withdrawn(Exception):
-    """The sign-in that something was opened with is over."""
+class Held:
+    """Something that a credential opened, and that has to end with it.
+
+    Attributes:
+        good: Whether it may go on.
+        woken: Set when it may not, or when there is something else for it to look at.
+    """
+
+    def __init__(self) -> None:
+        self.good = True
+        self.woken = asyncio.Event()
+
+    def end(self) -> None:
+        """Its credential is over."""
+        self.good = False
+        self.woken.set()
 
 
 class Standing:
@@ -33,20 +43,19 @@ class Standing:
 
     def __init__(self, good: Callable[[Collection[str]], set[str]]) -> None:
         self._good = good
-        self._open: Counter[str] = Counter()
-        self._over: dict[str, asyncio.Event] = {}
+        self._held: dict[str, set[Held]] = {}
         self._nudge = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def watch(self) -> None:
-        """Look after open streams until cancelled."""
+        """Look after what is open until cancelled."""
         self._loop = asyncio.get_running_loop()
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASKED_EVERY_SECONDS):
                     await self._nudge.wait()
             self._nudge.clear()
-            names = frozenset(self._over)
+            names = frozenset(self._held)
             if not names:
                 continue
             try:
@@ -55,43 +64,22 @@ class Standing:
                 _log.error("credentials_unknown", fault=type(fault).__name__)
                 good = set()
             for name in names - good:
-                if name in self._over:
-                    self._over[name].set()
+                for one in self._held.get(name, ()):
+                    one.end()
 
     def look_now(self) -> None:
         """A credential was just ended: look at once. May be called from any thread."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._nudge.set)
 
-    async def while_good(self, credential: str, source: AsyncIterator[T]) -> AsyncIterator[T]:
-        """What `source` gives, for as long as the credential is good.
-
-        Raises:
-            Withdrawn: It is no longer.
-        """
-        over = self._over.setdefault(credential, asyncio.Event())
-        self._open[credential] += 1
-        ended = asyncio.ensure_future(over.wait())
+    @contextmanager
+    def held(self, credential: str) -> Iterator[Held]:
+        """Something open for the length of the block, which has to look at `good` whenever it is woken."""
+        held = Held()
+        self._held.setdefault(credential, set()).add(held)
         try:
-            while True:
-                coming = asyncio.ensure_future(anext(source))
-                try:
-                    await asyncio.wait({coming, ended}, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    if not coming.done():
-                        coming.cancel()
-                        with suppress(asyncio.CancelledError, StopAsyncIteration):
-                            await coming
-                if over.is_set():
-                    raise Withdrawn
-                try:
-                    item = coming.result()
-                except StopAsyncIteration:
-                    return
-                yield item
+            yield held
         finally:
-            ended.cancel()
-            self._open[credential] -= 1
-            if not self._open[credential]:
-                del self._open[credential]
-                del self._over[credential]
+            self._held[credential].discard(held)
+            if not self._held[credential]:
+                del self._held[credential]

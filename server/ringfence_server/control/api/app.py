@@ -28,6 +28,7 @@ from ringfence_server.control.api import (
 )
 from ringfence_server.control.api.openapi import describe
 from ringfence_server.control.credentials import StoredCredentials
+from ringfence_server.control.feeds import Feeds
 from ringfence_server.control.limits import App, Limits, Receive, Scope, Send, is_api
 from ringfence_server.control.metrics import Metrics
 from ringfence_server.control.observed import Observed
@@ -61,11 +62,12 @@ def create_app(
     credentials = StoredCredentials(plane.access, sign_on)
     standing = Standing(credentials.good)
     metrics = Metrics(lambda: site_figures(plane))
+    feeds = Feeds(plane.mirror.follow)
     api = create_api()
     app = FastAPI(title="Ringfence", lifespan=_watching(standing), openapi_url=None, docs_url=None, redoc_url=None)
     for one in (api, app):
         one.state.plane, one.state.settings, one.state.sign_on = plane, settings, sign_on
-        one.state.standing, one.state.metrics = standing, metrics
+        one.state.standing, one.state.metrics, one.state.feeds = standing, metrics, feeds
     app.include_router(sign_on_pages(sign_on, settings, provider))
     app.add_exception_handler(RingfenceError, told)
     # The last one added is the outermost.
