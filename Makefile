@@ -15,7 +15,7 @@ test: $(VENV)/.installed
 	$(RUN)/python -m pytest -n 2
 
 # Kills, cuts, fills and skews a real deployment, for the better part of an hour, and prints docs/faults.md's matrix.
-# The faults of link, disk and clock need root, iproute2 and libfaketime, and say so where they are left out.
+# The faults of link, disk and clock need root, iproute2 and a C compiler, and say so where they are left out.
 faults: $(VENV)/.installed
 	$(RUN)/python -m pytest -n 0 -m faults tests/deployment
 

@@ -2,9 +2,10 @@
 
 As in `test_faults.py`, each is one line of the matrix in docs/faults.md, held against the run that nobody disturbed.
 
-The clock is that of some processes and not of the whole machine, which the tests may not touch: libfaketime tells
-another time to the coordinator's side, or to one holder's agent. Where it is the agent's, its SuperNode and its trainer
-keep the true time: both are started with an environment of their own, and the trainer never asks for the date.
+The clock is that of some processes and not of the whole machine, which the tests may not touch: a library that is loaded
+first tells another time to the coordinator's side, or to one holder's agent. Where it is the agent's, its SuperNode and
+its trainer keep the true time: both are started with an environment of their own, and the trainer never asks for the
+date.
 """
 
 import os
@@ -13,7 +14,6 @@ import shutil
 import signal
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from faults import HOLDERS, ROUNDS, SEED, Line, all_connected, note, settle, states_of, tell
@@ -194,27 +194,38 @@ def test_a_disk_that_is_full_when_an_update_should_leave_lets_nothing_leave(smal
 
 # --- the clock --------------------------------------------------------------------------------------------------------
 
-FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
-needs_faketime = pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed (Debian: faketime)")
+COMPILER = shutil.which("cc")
 
 
-def skewed(offset):
-    """The environment of a process with another date; its monotonic clock is the true one."""
-    return {"LD_PRELOAD": str(FAKETIME), "DONT_FAKE_MONOTONIC": "1", "FAKETIME": offset}
+@pytest.fixture
+def skewed(tmp_path):
+    """The environment of a process with another date, which is its own plus the seconds in the file beside."""
+    if COMPILER is None:
+        pytest.skip("there is no C compiler, so the clock of a single process cannot be changed")
+    library = tmp_path / "skewed_clock.so"
+    source = ROOT / "tests" / "support" / "skewed_clock.c"
+    subprocess.run([COMPILER, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+
+    def environment_of(seconds):
+        clock = tmp_path / "clock"
+        clock.write_text(f"{seconds}\n")
+        return {"LD_PRELOAD": str(library), "SKEWED_CLOCK": str(clock)}, clock
+
+    return environment_of
 
 
-@needs_faketime
-def test_holders_whose_clocks_are_two_minutes_behind_the_coordinators_take_part(deploy, undisturbed):
-    live = deploy(env=skewed("+120s"))
+def test_holders_whose_clocks_are_two_minutes_behind_the_coordinators_take_part(deploy, skewed, undisturbed):
+    environment_of_coordinator, _ = skewed(120)
+    live = deploy(env=environment_of_coordinator)
     live.start_run(*SEED)
     after = settle(live, undisturbed)
     assert after.counted == EVERYBODY
     note("holders' clocks 2 minutes behind", "the whole run", after, undisturbed)
 
 
-@needs_faketime
-def test_holders_whose_clocks_are_a_minute_ahead_are_not_let_in_and_the_run_says_that_nobody_is_there(deploy):
-    live = deploy(env=skewed("-60s"), connected=False)
+def test_holders_whose_clocks_are_a_minute_ahead_are_not_let_in_and_the_run_says_that_nobody_is_there(deploy, skewed):
+    environment_of_coordinator, _ = skewed(-60)
+    live = deploy(env=environment_of_coordinator, connected=False)
     for side in live.holders.values():
         side.begin()
     for side in live.holders.values():
@@ -226,33 +237,26 @@ def test_holders_whose_clocks_are_a_minute_ahead_are_not_let_in_and_the_run_says
     tell(Line("holders' clocks a minute ahead", "the whole run", "deployment-fault: no data holder is connected"))
 
 
-@needs_faketime
-@pytest.mark.parametrize("offset", ["+2h", "-2h"])
+@pytest.mark.parametrize("hours", [2, -2])
 def test_an_agent_whose_clock_jumps_by_two_hours_refuses_and_takes_part_again_when_it_is_right(
-    offset, deploy, tmp_path, undisturbed
+    hours, deploy, skewed, undisturbed
 ):
-    clock = tmp_path / "clock"
-    clock.write_text("+0\n")
+    of_agent, clock = skewed(0)
 
     def let_it_jump(live):
-        live.holders["alder"].node.env = environment(
-            LD_PRELOAD=str(FAKETIME),
-            DONT_FAKE_MONOTONIC="1",
-            FAKETIME_NO_CACHE="1",
-            FAKETIME_TIMESTAMP_FILE=str(clock),
-        )
+        live.holders["alder"].node.env = environment(**of_agent)
 
     live = deploy(before_start=let_it_jump)
     live.start_run(*SEED)
     live.wait_for("round-closed")
-    clock.write_text(f"{offset}\n")
+    clock.write_text(f"{hours * 3600}\n")
     live.wait_for("round-closed", times=2)
-    clock.write_text("+0\n")
+    clock.write_text("0\n")
     after = settle(live, undisturbed)
     assert after.counted[2] == ["birch"]
     assert 2 not in after.spent("alder")
     assert after.counted[ROUNDS] == list(HOLDERS)
-    note(f"an agent's clock jumps by {offset}", "from round 1 to the end of round 2", after, undisturbed)
+    note(f"an agent's clock jumps by {hours:+} h", "from round 1 to the end of round 2", after, undisturbed)
 
 
 # --- an upgrade -------------------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ STEPS = {
 @contextmanager
 def back_in_time(live, held):
     """Let birch be slow until alder's SuperNode is connected again: a run of so few rounds would be over by then."""
-    log = live.scenario.holder("alder") / "state" / "relay" / "home" / "supernode.log"
+    log = live.scenario.holder("alder") / "state" / "relay" / "supernode.log"
     before = log.read_bytes().count(CONNECTED)
     held.hold(trainer_of(live, "birch"))
     yield

@@ -180,7 +180,7 @@ def test_a_holder_that_was_never_connected_breaks_nothing_and_takes_part_from_th
     assert code == 0, summary
     rounds = summary["rounds"]
     assert rounds[0]["cohort"] == ["alder"]
-    assert [(one["holder"], one["clauses"]) for one in rounds[0]["refused"]] == [("birch", ["fault"])]
+    assert [(one["holder"], one["clauses"]) for one in rounds[0]["refused"]] == [("birch", ["no-reply"])]
     assert rounds[-1]["cohort"] == list(HOLDERS)
     assert summary["evidence"]["verified"]
 
