@@ -2,10 +2,10 @@
 
 As in `test_faults.py`, each is one line of the matrix in docs/faults.md, held against the run that nobody disturbed.
 
-The clock is that of some processes and not of the whole machine, which the tests may not touch: a library that is loaded
-first tells another time to the coordinator's side, or to one holder's agent. Where it is the agent's, its SuperNode and
-its trainer keep the true time: both are started with an environment of their own, and the trainer never asks for the
-date.
+The clock is that of some processes and not of the whole machine, which the tests may not touch: a library that is
+loaded first tells another time to the coordinator's side, or to one holder's agent. Where it is the agent's, its
+SuperNode and its trainer keep the true time: both are started with an environment of their own, and the trainer never
+asks for the date.
 """
 
 import os
