@@ -42,18 +42,6 @@ def occupied(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def is_free(directory: Path) -> bool:
-    """Whether nobody holds a scenario directory at this moment."""
-    try:
-        descriptor = os.open(directory / "runs" / ".lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    try:
-        return is_locked(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
-
-
 def name_occupant(descriptor: int, process_id: int) -> None:
     """Say which process holds the directory, for those who are turned away."""
     os.ftruncate(descriptor, 0)

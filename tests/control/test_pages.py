@@ -132,9 +132,8 @@ def test_two_browsers_see_the_same_round_and_a_budget_that_runs_dry(watched):
 def test_an_officer_sees_who_used_the_data_and_what_is_left(room, finished):
     page = room.page("long-beach", "/my-data")
     expect(page.get_by_role("region", name="My budget")).to_contain_text(re.compile(r"9\d% is used"))
-    expect(page.get_by_role("region", name="Who used my data", exact=True)).to_contain_text(
-        "Predicting coronary disease"
-    )
+    mine = page.get_by_role("region", name="Who used my data", exact=True)
+    expect(mine).to_contain_text("Predicting coronary disease")
     expect(page.get_by_role("region", name="What my gate decided", exact=True)).to_contain_text("✓ permitted")
     page.goto(f"{room.workshop.address}/runs/{finished}")
     expect(page.get_by_role("button", name="Suspend the run")).to_have_count(0)

@@ -1,23 +1,20 @@
 """The store on SQLite and on PostgreSQL: what was acknowledged is there, whoever writes and whatever is killed."""
 
-import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 
 import pytest
 from control_plane import COORDINATOR, RESEARCHER, wait_until
 from postgres import cluster
 from sqlalchemy import inspect, select
 
-from ringfence_policy.errors import RingfenceError, UsageError
+from ringfence_policy.errors import UsageError
 from ringfence_server.control.plane import open_plane
-from ringfence_server.control.store import sign_on_tables
 from ringfence_server.control.store.engine import StoreFault, open_store
-from ringfence_server.control.store.tables import ProposalRow
+from ringfence_server.control.store.tables import Base, ProposalRow
 from ringfence_server.control.views import RunState
 
 KILLS = int(os.environ.get("RINGFENCE_KILLS", "5"))
@@ -63,7 +60,7 @@ def test_the_migrations_make_the_tables_that_the_code_has_and_take_them_away_aga
 
     expected = {
         table.name: {column.name: bool(column.nullable) for column in table.columns}
-        for table in sign_on_tables.Base.metadata.sorted_tables
+        for table in Base.metadata.sorted_tables
     }
     assert found() == expected
     store.roll_back()
@@ -102,70 +99,6 @@ def test_many_writers_at_once_lose_nothing(store):
         thread.join()
     assert faults == []
     assert names(store) == {f"{number}-{step}" for number in range(8) for step in range(10)}
-
-
-def test_the_same_key_sent_by_many_at_once_begins_one_run(site, url):
-    plane = open_plane(site, database=url)
-    begun, faults = [], []
-    try:
-        proposal = plane.runs.propose(COORDINATOR, plane.runs.plans(COORDINATOR)[0].text)
-
-        def begin():
-            try:
-                begun.append(plane.runs.start(COORDINATOR, proposal.id, once="the-same").run_id)
-            except RingfenceError as fault:
-                faults.append(fault)
-
-        threads = [threading.Thread(target=begin) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert faults == []
-        assert len(set(begun)) == 1
-        assert len(plane.runs.runs(COORDINATOR).items) == 1
-    finally:
-        plane.close()
-
-
-def test_text_that_the_database_cannot_hold_is_the_senders_fault(site, server):
-    """SQLite keeps the character NUL and PostgreSQL does not: it is no reason to say that the database is away."""
-    plane = open_plane(site, database=server.fresh_database())
-    try:
-        with pytest.raises(UsageError):
-            plane.runs.proposal(COORDINATOR, "a\0b")
-    finally:
-        plane.close()
-
-
-def test_what_was_acknowledged_is_there_after_the_database_server_was_killed(server):
-    url = server.fresh_database()
-    store = open_store(url)
-    acknowledged = []
-    for kill in range(KILLS):
-        stop = threading.Event()
-
-        def write(kill=kill, stop=stop):
-            for step in itertools.count():
-                if stop.is_set():
-                    return
-                with suppress(StoreFault):
-                    with store.write() as db:
-                        db.add(proposal(f"{kill}-{step}"))
-                    acknowledged.append(f"{kill}-{step}")
-
-        writer = threading.Thread(target=write)
-        before = len(acknowledged)
-        writer.start()
-        wait_until(lambda before=before: len(acknowledged) >= before + 5)
-        server.kill()
-        server.start()
-        before = len(acknowledged)
-        wait_until(lambda before=before: len(acknowledged) > before)  # the same store goes on by itself
-        stop.set()
-        writer.join()
-    assert set(acknowledged) <= names(store)
-    store.close()
 
 
 def test_a_url_of_no_database_that_is_known_is_refused():

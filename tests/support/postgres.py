@@ -4,13 +4,11 @@ import itertools
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,20 +38,6 @@ class Postgres:
         settings = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self.directory}"
         self.run("pg_ctl", "-D", self.data, "-w", "-l", self.directory / "server.log", "-o", settings, "start")
 
-    def kill(self) -> None:
-        """Kill it as a machine would that loses its power: nothing is written any more."""
-        main = int((self.data / "postmaster.pid").read_text().splitlines()[0])
-        found = [main, *(int(one) for one in Path(f"/proc/{main}/task/{main}/children").read_text().split())]
-        for process in found:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while any(_is_running(process) for process in found):
-            assert time.monotonic() < deadline, "the server does not end"
-            time.sleep(0.02)
-        # Where nothing reaps what has no parent, its number stays taken, and the next server would wait for it.
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
-
     def run(self, command: str, *arguments: object) -> None:
         """Run one of its commands, as the user that it may run as."""
         with (self.directory / "commands.log").open("ab") as out:
@@ -71,13 +55,6 @@ class Postgres:
         with psycopg.connect(f"postgresql://{self.user}@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://{self.user}@127.0.0.1:{self.port}/{name}"
-
-
-def _is_running(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @contextmanager

@@ -37,33 +37,13 @@ def main(arguments: list[str]) -> int:
     try:
         with _alive(directory), occupied(site) as lock:
             name_occupant(lock, os.getpid())
-            if not _is_over(directory):
-                with told(directory):
-                    run_embedded(_run(site, directory))
+            with told(directory):
+                run_embedded(_run(site, directory))
     except ScenarioBusy:
         return BUSY
     except RingfenceError as error:
         return error.exit_code
     return 0
-
-
-def was_begun(directory: Path) -> bool:
-    """Whether a process was there for the run since `forget`.
-
-    Args:
-        directory: The run's.
-    """
-    return (directory / _ALIVE).exists()
-
-
-def forget(directory: Path) -> None:
-    """Forget that a process was there, where none is.
-
-    Args:
-        directory: The run's.
-    """
-    if process_of(directory) is None:
-        (directory / _ALIVE).unlink(missing_ok=True)
 
 
 def process_of(directory: Path) -> int | None:
@@ -99,11 +79,6 @@ def _alive(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _is_over(directory: Path) -> bool:
-    """Whether another process has finished the run meanwhile."""
-    return (directory / "run.json").exists() and RunFile.load(directory).is_finished
 
 
 def _run(site: Path, directory: Path) -> RunFile:

@@ -18,20 +18,17 @@ from sqlalchemy import select
 
 from ringfence_policy.errors import RingfenceError, RunFailed
 from ringfence_server.control.mirror import Mirror
-from ringfence_server.control.run_process import BUSY, ORDER, PLAN, forget, process_of, was_begun
+from ringfence_server.control.run_process import BUSY, ORDER, PLAN, process_of
 from ringfence_server.control.store.engine import Store
 from ringfence_server.control.store.tables import AnswerRow, ProposalRow, RunRow
 from ringfence_server.control.times import now_ms
 from ringfence_server.control.views import RunState
-from ringfence_server.occupation import is_free
 from ringfence_server.run_failure import LOG
 from ringfence_server.run_file import RunFile
 
 GO, STOP = "go", "stop"
 _GOING = (RunState.STARTING.value, RunState.RUNNING.value)
-_STOPPED = (RunState.SUSPENDED.value, RunState.INTERRUPTED.value)
 _PERIOD_SECONDS = 0.15
-_FAULT_SECONDS = 2.0
 _GRACE_SECONDS = 10.0
 
 _log = structlog.get_logger("ringfence.control")
@@ -96,16 +93,11 @@ class Runner:
 
     def _keep(self) -> None:
         while not self._over:
-            period = _PERIOD_SECONDS
             try:
                 self._look()
             except RingfenceError as error:  # the store is away: what is written there is done when it is back
                 _log.warning("runner_waits", code=error.code)
-                period = _FAULT_SECONDS
-            except Exception:  # noqa: BLE001 -- without this thread no run begins or ends: nothing may end it
-                _log.exception("runner_fault")
-                period = _FAULT_SECONDS
-            self._nudge.wait(period)
+            self._nudge.wait(_PERIOD_SECONDS)
             self._nudge.clear()
 
     def _look(self) -> None:
@@ -118,20 +110,12 @@ class Runner:
                 self._end(run_id)
         for run_id in [one for one, child in self._children.items() if one not in going and child.is_over()]:
             del self._children[run_id]  # it told its end before it ended
-        for run_id in self._stopped():
-            if process_of(self._site / "runs" / run_id) is not None:
-                self._put(run_id, RunState.STARTING)
-        if not self._going() and (queued := self._queued()) is not None and is_free(self._site):
+        if not self._going() and (queued := self._queued()) is not None:
             self._begin(queued)
 
     def _going(self) -> list[str]:
         with self._store.read() as db:
             return list(db.scalars(select(RunRow.id).where(RunRow.state.in_(_GOING))))
-
-    def _stopped(self) -> list[str]:
-        """Runs that stand still, as far as is known: a process that an earlier control plane started may come late."""
-        with self._store.read() as db:
-            return list(db.scalars(select(RunRow.id).where(RunRow.state.in_(_STOPPED))))
 
     def _queued(self) -> str | None:
         with self._store.read() as db:
@@ -150,7 +134,6 @@ class Runner:
     def _begin(self, run_id: str) -> None:
         directory = self._site / "runs" / run_id
         self._write_order(run_id, directory)
-        forget(directory)
         self._put(run_id, RunState.STARTING)
         self._children[run_id] = _spawn(
             [sys.executable, "-m", "ringfence_server.control.run_process", str(self._site), run_id], directory / LOG
@@ -175,7 +158,7 @@ class Runner:
         child = self._children.get(run_id)
         if process is None and child is not None and not child.is_over():
             process = child.pid
-        if process is None or not _is_of(process, run_id):
+        if process is None:
             return
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
@@ -197,12 +180,11 @@ class Runner:
             row = db.get_one(RunRow, run_id, with_for_update=True)
             if row.state not in _GOING:
                 pass
-            elif _is_finished(directory):
+            elif (directory / "run.json").exists() and RunFile.load(directory).is_finished:
                 row.state = RunState.FINISHED.value
             elif row.wanted == STOP:
                 row.state = RunState.SUSPENDED.value
-            elif code == BUSY or (code is None and not was_begun(directory)):
-                # Its turn has not come, or a control plane was killed between noting that it starts and starting it.
+            elif code == BUSY:
                 row.state = RunState.QUEUED.value
             else:
                 row.state = RunState.INTERRUPTED.value
@@ -217,22 +199,6 @@ class Runner:
             row = db.get_one(RunRow, run_id, with_for_update=True)
             row.state, row.changed, row.error = state.value, now_ms(), None
         self._mirror.wake(run_id)
-
-
-def _is_finished(directory: Path) -> bool:
-    """Whether its results were written. What a kill left unreadable was not finished."""
-    try:
-        return RunFile.load(directory).is_finished
-    except (RingfenceError, OSError, ValueError, TypeError):
-        return False
-
-
-def _is_of(process: int, run_id: str) -> bool:
-    """Whether a process carries out this run: the system may have given its number to another since it was read."""
-    try:
-        return run_id in Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
-    except OSError:
-        return False
 
 
 def _interrupted(directory: Path) -> RunFailed:
