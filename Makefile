@@ -6,7 +6,7 @@ OUT ?= build/demo
 # Two cores train and test fastest when each process keeps to its own.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test faults check format protos clean
+.PHONY: demo test faults screenshots check format protos clean
 
 demo: $(VENV)/.installed
 	$(RUN)/ringfence demo --scenario heart --out $(OUT)
@@ -18,6 +18,10 @@ test: $(VENV)/.installed
 # The faults of link, disk and clock need root, iproute2 and a C compiler, and say so where they are left out.
 faults: $(VENV)/.installed
 	$(RUN)/python -m pytest -n 0 -m faults tests/deployment
+
+# Pictures of every page of the control plane, light and dark, wide and narrow, into build/screenshots.
+screenshots: $(VENV)/.installed
+	$(RUN)/python tests/control/make_screenshots.py build/screenshots
 
 check: $(VENV)/.installed
 	$(RUN)/ruff check .

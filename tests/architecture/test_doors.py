@@ -47,7 +47,10 @@ DOORS = {
         | {"ringfence_client.break_out", "ringfence_client.confined"},
         "only walls.py sets limits: call raise_walls() or allow_cpu()",
     ),
-    "jinja2": ({"ringfence_server.report"}, "only report.py fills templates, where everything is escaped"),
+    "jinja2": (
+        {"ringfence_server.report", "ringfence_server.control.pages.fragments"},
+        "only report.py and the pages' fragments.py fill templates, where everything is escaped",
+    ),
     "matplotlib": ({"ringfence_server.charts"}, "only charts.py draws: add the chart there"),
     "tomllib": (
         {"ringfence_policy.strict_toml", "ringfence_policy.toml_lines"},
@@ -107,6 +110,8 @@ NETWORK_DOORS = {
     "ringfence_server.flower_control": "asks the SuperLink on the loopback address",
     "ringfence_server.demo_processes": "finds free ports of the loopback address",
     "ringfence_server.control.mirror": "wakes who follows a run, in the server's event loop",
+    "ringfence_server.control.pages.seat": "calls use cases away from the server's event loop",
+    "ringfence_server.control.pages.handing_out": "reads files away from the server's event loop",
     "ringfence_server.control.serve": "listens for browsers and scripts, on the control plane's one socket",
     "ringfence_server.control.limits": "bounds how long a body may take, with the clock of its event loop",
     "ringfence_server.control.api.app": "keeps the task that ends streams, in the server's event loop",

@@ -13,8 +13,9 @@ from sqlalchemy import inspect, select
 
 from ringfence_policy.errors import UsageError
 from ringfence_server.control.plane import open_plane
+from ringfence_server.control.store import sign_on_tables
 from ringfence_server.control.store.engine import StoreFault, open_store
-from ringfence_server.control.store.tables import Base, ProposalRow
+from ringfence_server.control.store.tables import ProposalRow
 from ringfence_server.control.views import RunState
 
 KILLS = int(os.environ.get("RINGFENCE_KILLS", "5"))
@@ -60,7 +61,7 @@ def test_the_migrations_make_the_tables_that_the_code_has_and_take_them_away_aga
 
     expected = {
         table.name: {column.name: bool(column.nullable) for column in table.columns}
-        for table in Base.metadata.sorted_tables
+        for table in sign_on_tables.Base.metadata.sorted_tables
     }
     assert found() == expected
     store.roll_back()

@@ -16,12 +16,25 @@ from ringfence_server.cli import app
 
 # `demo` and `run` start a process of their own and are proved by tests/e2e; here they only fail early.
 GROUPS = {
-    "": {"demo", "run", "decisions", "doctor", "policy", "scenario", "ledger", "evidence", "coordinator"},
+    "": {
+        "demo",
+        "run",
+        "decisions",
+        "doctor",
+        "policy",
+        "scenario",
+        "ledger",
+        "evidence",
+        "coordinator",
+        "workshop",
+        "control",
+    },
     "policy": {"check", "explain", "purposes", "library", "preview", "sign", "export-odrl", "import-odrl"},
     "scenario": {"list", "show", "new"},
     "ledger": {"show"},
     "evidence": {"export", "verify"},
     "coordinator": {"init", "register", "holders", "remove", "renew", "start"},
+    "control": {"start", "token", "openapi"},
 }
 
 

@@ -16,8 +16,10 @@ from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import UsageError
 from ringfence_server.control.api.app import create_api, create_app
 from ringfence_server.control.api.openapi import describe
+from ringfence_server.control.credentials import StoredCredentials
 from ringfence_server.control.logs import set_up_logs
 from ringfence_server.control.oidc import IdentityProvider
+from ringfence_server.control.pages.mount import mount_pages
 from ringfence_server.control.plane import open_plane
 from ringfence_server.control.serve import ControlServer
 from ringfence_server.control.settings import ControlSettings, local_origins
@@ -73,7 +75,9 @@ def serving(
         plane.start()
         sign_on = SignOnStore(plane.store, settings)
         with _ended_by_signals():
-            yield Served(create_app(plane, settings, sign_on=sign_on, provider=provider), sign_on)
+            app = create_app(plane, settings, sign_on=sign_on, provider=provider)
+            mount_pages(app, plane, good=StoredCredentials(plane.access, sign_on).good)
+            yield Served(app, sign_on)
     finally:
         plane.close(end_runs=ends_runs)
         if provider is not None:

@@ -1,0 +1,83 @@
+"""Mounts the pages on an application, and sees to it that each is opened by somebody who is signed in."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from nicegui import ui
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from ringfence_policy.errors import RingfenceError
+from ringfence_server.control.pages import (
+    audit_page,
+    compare_page,
+    holder_page,
+    oversight_page,
+    preview_page,
+    run_page,
+    runs_page,
+    start_page,
+)
+from ringfence_server.control.pages.fragments import fill
+from ringfence_server.control.pages.seat import Good, Seat
+from ringfence_server.control.permissions import Act, allow
+from ringfence_server.control.plane import ControlPlane
+from ringfence_server.control.signon import caller_of, nobody
+
+Build = Callable[[Seat, Request], Awaitable[None]]
+
+_LOOK = Path(__file__).parent / "look"
+_PAGES: tuple[tuple[str, str, Act, Build], ...] = (
+    ("/", "Start", Act.WATCH, start_page.build),
+    ("/runs", "Runs", Act.WATCH, runs_page.build),
+    ("/runs/{run_id}", "Run", Act.WATCH, run_page.build),
+    ("/my-data", "My data, my rules", Act.OWN_DATA, holder_page.build),
+    ("/preview", "Preview", Act.PREVIEW, preview_page.build),
+    ("/oversight", "Oversight", Act.SEE_READS, oversight_page.build),
+    ("/compare", "Compare", Act.COMPARE, compare_page.build),
+    ("/audit", "Audit", Act.INSPECT, audit_page.choose),
+    ("/audit/{run_id}/{owner}", "Audit", Act.INSPECT, audit_page.build_log),
+    ("/audit/{run_id}/{owner}/{position}", "Audit", Act.INSPECT, audit_page.build_record),
+)
+# Nobody waits longer for a page; reading four officers' desks takes a while on a busy laptop.
+_PAGE_SECONDS = 30.0
+
+
+def mount_pages(app: FastAPI, plane: ControlPlane, *, good: Good) -> None:
+    """Put the pages on an application whose sign-on says who asks (`signon.caller_of`).
+
+    Args:
+        app: The control plane's application.
+        plane: The use cases, started.
+        good: Which credentials are still good, so that an open page ends with its sign-in.
+    """
+    app.mount("/look", StaticFiles(directory=_LOOK), name="look")
+    for path, title, act, build in _PAGES:
+        _add(plane, good, path, title, act=act, build=build)
+    ui.run_with(
+        app,
+        title="Ringfence",
+        favicon=_LOOK / "ringfence.svg",
+        dark=None,
+        language="en-GB",
+        tailwind=False,
+        show_welcome_message=False,
+        reconnect_timeout=30.0,
+    )
+
+
+def _add(plane: ControlPlane, good: Good, path: str, title: str, *, act: Act, build: Build) -> None:
+    @ui.page(path, title=f"{title} · Ringfence", response_timeout=_PAGE_SECONDS)
+    async def shown(request: Request) -> Response | None:
+        caller = caller_of(request)
+        if caller is None:
+            error: RingfenceError = nobody()
+            return HTMLResponse(fill("fault", error=error, way="Open the link that you were given for your role."), 401)
+        ui.add_head_html(fill("head_tags"))
+        try:
+            allow(caller.actor, act)
+            await build(Seat(plane, caller.actor, caller.credential, good), request)
+        except RingfenceError as refused:
+            return HTMLResponse(fill("fault", error=refused, way=""), refused.http_status)
+        return None
