@@ -21,7 +21,7 @@ def api(tmp_path_factory):
         yield api
 
 
-# A known defect: on a busy machine, about once in five runs, streams beside one that is not read stand still for a minute.
+# A known defect: on a busy machine streams beside one that is not read now and then stand still for a minute.
 under_load = pytest.mark.skipif(
     not os.environ.get("RINGFENCE_SLOW_READERS"),
     reason="fails now and then on a busy machine: set RINGFENCE_SLOW_READERS",
