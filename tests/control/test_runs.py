@@ -165,3 +165,26 @@ def test_a_preview_says_who_would_refuse_and_what_would_help(plane):
 def _in(plane, run_id, state):
     run = plane.runs.run(COORDINATOR, run_id)
     return run if run.state is state else None
+
+
+def test_a_follower_that_is_cut_off_at_the_moment_of_an_event_is_gone(plane):
+    """A cancellation that comes together with an event must not be lost: what waits for its end would wait for ever."""
+    run_id = plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, plan_of(plane)).id).run_id
+    finished(plane, run_id)
+    plane.mirror._look = lambda *_: ([], False)  # as a run of which nothing new is there
+
+    async def follow():
+        async for _ in plane.mirror.follow(run_id):
+            pass
+
+    async def cut_off():
+        following = asyncio.create_task(follow())
+        await asyncio.sleep(0.2)
+        plane.mirror.wake(run_id)
+        await asyncio.sleep(0)  # the event is set
+        await asyncio.sleep(0)  # whoever waits for it knows, and has not gone on
+        following.cancel()
+        done, _ = await asyncio.wait({following}, timeout=4)
+        return bool(done)
+
+    assert asyncio.run(cut_off())

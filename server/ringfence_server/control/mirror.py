@@ -8,6 +8,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,10 @@ class Mirror:
                 if over and not found:
                     return
                 if not found:
-                    try:
-                        await asyncio.wait_for(woken.wait(), _LOOK_SECONDS)
-                    except TimeoutError:
-                        continue
+                    # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the event.
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LOOK_SECONDS):
+                            await woken.wait()
         finally:
             with self._lock:
                 self._waiting[run_id].discard((loop, woken))
