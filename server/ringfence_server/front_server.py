@@ -1,7 +1,6 @@
 """The server that carries the front: one listening socket, TLS 1.3, and no patience with strangers."""
 
 import asyncio
-import socket
 import ssl
 import threading
 from typing import cast
@@ -9,9 +8,10 @@ from typing import cast
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ringfence_policy.errors import DeploymentFault, UsageError
+from ringfence_policy.errors import DeploymentFault
 from ringfence_server.deployment import Deployment
 from ringfence_server.front import Front, far_side
+from ringfence_server.listening import listening_socket
 from ringfence_server.registry import KeyTable, Registry
 
 # SuperNodes ask every three seconds, over connections that they keep.
@@ -55,7 +55,12 @@ class FrontServer:
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
-        self._socket = _bind(deployment.settings.listen, deployment.settings.port)
+        self._socket = listening_socket(
+            deployment.settings.listen,
+            deployment.settings.port,
+            who="the front for nodes",
+            next_step="change port or listen in coordinator.toml, or end the process that has the port",
+        )
         front = Front(
             superlink=deployment.control_address,
             client=far_side(str(deployment.authority_file)),
@@ -123,21 +128,3 @@ class FrontServer:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
         self._socket.close()
-
-
-def _bind(listen: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((listen, port))
-    except OSError as error:
-        found.close()
-        raise UsageError(
-            "the front for nodes cannot listen there",
-            expected="a free port on an address of this machine",
-            got=error.strerror or type(error).__name__,
-            where=f"{listen}:{port}",
-            next_step="change port or listen in coordinator.toml, or end the process that has the port",
-        ) from None
-    return found

@@ -10,7 +10,7 @@ from ringfence_server.control.limits import App, Message, Receive, Scope, Send
 from ringfence_server.control.metrics import Metrics
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_BOUND = {"run_id": "run", "holder_id": "holder", "round_number": "round"}
+_BOUND = {"run_id": "run", "holder_id": "holder"}
 
 _log = structlog.get_logger("ringfence.control.requests")
 

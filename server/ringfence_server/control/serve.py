@@ -11,7 +11,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ringfence_policy.errors import UsageError
+from ringfence_server.listening import listening_socket
 
 # From the connection to the end of the first request's headers.
 HEADER_SECONDS = 10.0
@@ -72,7 +72,12 @@ class ControlServer:
     def __init__(
         self, *, listen: str = "127.0.0.1", port: int = 0, certificate: tuple[Path, Path] | None = None
     ) -> None:
-        self._socket = _bind(listen, port)
+        self._socket = listening_socket(
+            listen,
+            port,
+            who="the control plane",
+            next_step="choose another one with --port, or end the process that has it",
+        )
         self._certificate = certificate
         self._server: uvicorn.Server | None = None
 
@@ -131,20 +136,3 @@ class _Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             self._ready()
-
-
-def _bind(listen: str, port: int) -> socket.socket:
-    found = socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((listen, port))
-    except OSError as error:
-        found.close()
-        raise UsageError(
-            "the control plane cannot listen there",
-            expected="a free port on an address of this machine",
-            got=error.strerror or type(error).__name__,
-            where=f"{listen}:{port}",
-            next_step="choose another one with --port, or end the process that has it",
-        ) from None
-    return found

@@ -7,13 +7,12 @@ deployment they lie elsewhere: then a holder's policy, budget and decisions are 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from ringfence_policy.errors import DocumentInvalid, NotAllowed, NotKnown, ScenarioInvalid
 from ringfence_policy.holder import HolderProfile
 from ringfence_policy.plan import PlanFile
-from ringfence_policy.strict_toml import read_toml
+from ringfence_policy.strict_toml import parse_toml
 from ringfence_server.control.views import HolderForecast, Reason
 from ringfence_server.deployment import is_deployment
 from ringfence_server.forecast import forecast
@@ -99,19 +98,7 @@ class Site:
         """
         if len(text.encode("utf-8", "surrogatepass")) > _MOST_PLAN:
             raise DocumentInvalid("a plan is not that long", expected=f"at most {_MOST_PLAN} bytes")
-        with TemporaryDirectory() as place:
-            path = Path(place) / "plan.toml"
-            path.write_bytes(text.encode("utf-8", "surrogatepass"))
-            try:
-                return read_toml(path, PlanFile)
-            except DocumentInvalid as error:
-                raise DocumentInvalid(
-                    error.summary,
-                    expected=error.expected,
-                    got=error.got,
-                    where=(error.where or "").replace(f"{place}/", ""),
-                    next_step=error.next_step,
-                ) from None
+        return parse_toml(text, PlanFile, source="plan.toml")
 
     def forecast(self, plan: PlanFile) -> tuple[HolderForecast, ...]:
         """Who would refuse a plan, why, and what change would make it pass. Uses no data and records nothing."""

@@ -46,6 +46,25 @@ async def attempt(told: Told, act: Callable[[], Awaitable[None]]) -> None:
         told.refuse(error)
 
 
+def keep_looking(look: Callable[[], Awaitable[None]], told: Told, *, every: float) -> None:
+    """Look every so many seconds for as long as the page is open, or until it may not any more.
+
+    Args:
+        look: Reads anew and shows what changed.
+        told: Says why there is no more looking.
+        every: Seconds between two looks.
+    """
+
+    async def tick() -> None:
+        try:
+            await look()
+        except RingfenceError as error:
+            timer.deactivate()
+            told.refuse(error)
+
+    timer = ui.timer(every, tick, immediate=False)
+
+
 def block(name: str, **values: object) -> ui.html:
     """A filled fragment on the page."""
     return ui.html(fill(name, **values), sanitize=False)

@@ -3,9 +3,8 @@
 from fastapi import Request
 from nicegui import ui
 
-from ringfence_policy.errors import RingfenceError
 from ringfence_server.control.pages.controls import Field, Question, Told, button
-from ringfence_server.control.pages.frame import Live, attempt, block, frame
+from ringfence_server.control.pages.frame import Live, attempt, block, frame, keep_looking
 from ringfence_server.control.pages.policy_editor import PolicyEditor
 from ringfence_server.control.pages.seat import Seat
 from ringfence_server.control.views import HolderView
@@ -23,7 +22,7 @@ async def build(seat: Seat, _request: Request) -> None:
         PolicyEditor(seat, policy, told, signed=page.look)
         page.used()
         await page.look()
-        page.follow()
+        keep_looking(page.look, told, every=_LOOK_SECONDS)
 
 
 class _HolderPage:
@@ -54,17 +53,6 @@ class _HolderPage:
             self._uses = Live("holder_uses", uses=())
         with ui.element("section").classes("card").props('aria-label="What my gate decided"'):
             self._decisions = Live("holder_decisions", decisions=())
-
-    def follow(self) -> None:
-        """Keep looking for as long as the page is open."""
-        self._timer = ui.timer(_LOOK_SECONDS, self._tick, immediate=False)
-
-    async def _tick(self) -> None:
-        try:
-            await self.look()
-        except RingfenceError as error:
-            self._timer.deactivate()
-            self._told.refuse(error)
 
     async def look(self) -> None:
         """Read everything anew, and show what changed."""

@@ -3,9 +3,8 @@
 from fastapi import Request
 from nicegui import ui
 
-from ringfence_policy.errors import RingfenceError
 from ringfence_server.control.pages.controls import Question, Told, button
-from ringfence_server.control.pages.frame import Live, attempt, frame
+from ringfence_server.control.pages.frame import Live, attempt, frame, keep_looking
 from ringfence_server.control.pages.seat import Seat
 from ringfence_server.control.permissions import Act
 from ringfence_server.control.views import EventView, RunState, RunView
@@ -26,7 +25,7 @@ async def build(seat: Seat, request: Request) -> None:
     with frame(seat, "/runs", run.title) as told:
         page = _RunPage(seat, run, told)
         await page.look()
-        page.follow()
+        keep_looking(page.look, told, every=_LOOK_SECONDS)
 
 
 class _RunPage:
@@ -63,17 +62,6 @@ class _RunPage:
         card = ui.element("section").classes("card")
         card.props["aria-label"] = title
         return card
-
-    def follow(self) -> None:
-        """Keep looking for as long as the page is open."""
-        self._timer = ui.timer(_LOOK_SECONDS, self._tick, immediate=False)
-
-    async def _tick(self) -> None:
-        try:
-            await self.look()
-        except RingfenceError as error:
-            self._timer.deactivate()
-            self._told.refuse(error)
 
     async def look(self) -> None:
         """Read what is new, and show the run where something is."""

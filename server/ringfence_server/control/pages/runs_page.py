@@ -6,13 +6,15 @@ from fastapi import Request
 from nicegui import ui
 
 from ringfence_server.control.pages.controls import Field, Question, Told
-from ringfence_server.control.pages.frame import Live, attempt, block, frame
+from ringfence_server.control.pages.frame import Live, attempt, block, frame, keep_looking
 from ringfence_server.control.pages.seat import Seat
 from ringfence_server.control.permissions import Act
 from ringfence_server.control.views import ProposalView
 
 _LOOK_SECONDS = 2.0
 _MOST = 20
+# Any number: everybody may know it, which is why a rehearsal is not private.
+_REHEARSAL_SEED = 7
 
 
 async def build(seat: Seat, _request: Request) -> None:
@@ -37,10 +39,7 @@ async def build(seat: Seat, _request: Request) -> None:
                 if one.id in shown:
                     shown[one.id].show(proposal=one)
 
-        async def look_again() -> None:
-            await attempt(told, look)
-
-        ui.timer(_LOOK_SECONDS, look_again, immediate=False)
+        keep_looking(look, told, every=_LOOK_SECONDS)
 
 
 def _proposal(seat: Seat, told: Told, proposal: ProposalView) -> Live:
@@ -51,7 +50,7 @@ def _proposal(seat: Seat, told: Told, proposal: ProposalView) -> Live:
 
         async def start(_reason: str) -> None:
             async def act() -> None:
-                seed = 7 if rehearsal.value == "yes" else None
+                seed = _REHEARSAL_SEED if rehearsal.value == "yes" else None
                 run = await seat.ask(seat.plane.runs.start, seat.actor, proposal.id, seed=seed, once=f"{key}-{seed}")
                 ui.navigate.to(f"/runs/{run.run_id}")
 
