@@ -120,9 +120,18 @@ def test_what_a_regulator_looks_at_is_kept_and_what_others_look_at_is_not(ran):
     plane.runs.run(REGULATOR, run_id)
     plane.holders.view(REGULATOR, "elm")
     plane.runs.run(RESEARCHER, run_id)
+    for _ in range(3):  # as a page that is open does
+        plane.runs.run(REGULATOR, run_id)
+        plane.runs.events(REGULATOR, run_id)
     reads = plane.access.reads(ADMINISTRATOR, limit=2)
     assert [one.what for one in reads.items] == ["holder elm", f"run {run_id}"]
     assert {one.by for one in reads.items} == {REGULATOR.name}
+    seen = {one.what for one in plane.access.reads(ADMINISTRATOR).items}
+    for look in (plane.runs.runs, plane.runs.proposals, plane.runs.plans, plane.holders.holders):
+        look(REGULATOR)
+    plane.evidence.entries(REGULATOR, run_id, "elm")
+    new = {one.what for one in plane.access.reads(ADMINISTRATOR).items} - seen
+    assert new == {"runs", "proposals", "plans", "data holders", f"elm's log, run {run_id}"}
     with pytest.raises(NotAllowed):
         plane.access.reads(RESEARCHER)
 

@@ -32,6 +32,7 @@ def test_a_proposal_becomes_a_run_whose_evidence_verifies(plane):
     assert all(cell.answer is Answered.TRAINS for one in run.rounds for cell in one.cells)
     assert all(0 < one.epsilon <= one.epsilon_cap for one in run.holders)
     assert run.verified is True
+    assert not [one for one in plane.runs.events(RESEARCHER, run.run_id) if str(plane.site.directory) in str(one)]
     assert run.final_accuracy is not None
     evidence = plane.evidence.status(REGULATOR, run.run_id)
     assert evidence.state == "verified", [check for check in evidence.checks if not check.passed]
@@ -188,3 +189,16 @@ def test_a_follower_that_is_cut_off_at_the_moment_of_an_event_is_gone(plane):
         return bool(done)
 
     assert asyncio.run(cut_off())
+
+
+def test_a_fault_that_nobody_foresaw_does_not_end_the_runner(plane, monkeypatch):
+    faults = iter([ValueError("unforeseen"), OSError("and another")])
+    look = plane._runner._look
+
+    def stumble():
+        for fault in faults:
+            raise fault
+        look()
+
+    monkeypatch.setattr(plane._runner, "_look", stumble)
+    finished(plane, plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, plan_of(plane)).id).run_id)

@@ -11,7 +11,7 @@ from control_plane import COORDINATOR, RESEARCHER, wait_until
 from postgres import cluster
 from sqlalchemy import inspect, select
 
-from ringfence_policy.errors import UsageError
+from ringfence_policy.errors import RingfenceError, UsageError
 from ringfence_server.control.plane import open_plane
 from ringfence_server.control.store import sign_on_tables
 from ringfence_server.control.store.engine import StoreFault, open_store
@@ -100,6 +100,39 @@ def test_many_writers_at_once_lose_nothing(store):
         thread.join()
     assert faults == []
     assert names(store) == {f"{number}-{step}" for number in range(8) for step in range(10)}
+
+
+def test_the_same_key_sent_by_many_at_once_begins_one_run(site, url):
+    plane = open_plane(site, database=url)
+    begun, faults = [], []
+    try:
+        proposal = plane.runs.propose(COORDINATOR, plane.runs.plans(COORDINATOR)[0].text)
+
+        def begin():
+            try:
+                begun.append(plane.runs.start(COORDINATOR, proposal.id, once="the-same").run_id)
+            except RingfenceError as fault:
+                faults.append(fault)
+
+        threads = [threading.Thread(target=begin) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert faults == []
+        assert len(set(begun)) == len(plane.runs.runs(COORDINATOR).items) == 1
+    finally:
+        plane.close()
+
+
+def test_text_that_the_database_cannot_hold_is_the_senders_fault(site, server):
+    """SQLite keeps the character NUL and PostgreSQL does not: it is no reason to say that the database is away."""
+    plane = open_plane(site, database=server.fresh_database())
+    try:
+        with pytest.raises(UsageError):
+            plane.runs.proposal(COORDINATOR, "a\0b")
+    finally:
+        plane.close()
 
 
 def test_a_url_of_no_database_that_is_known_is_refused():

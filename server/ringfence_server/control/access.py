@@ -1,6 +1,5 @@
 """Use cases of access: tokens for scripts, and the record of what regulators looked at."""
 
-import hashlib
 import secrets
 
 from sqlalchemy import select
@@ -9,6 +8,7 @@ from ringfence_policy.errors import NotKnown, UsageError
 from ringfence_server.control.actor import Actor, Role
 from ringfence_server.control.pages_of import checked, number_in, page_of
 from ringfence_server.control.permissions import Act, allow
+from ringfence_server.control.secrets_at_rest import digest, new_secret
 from ringfence_server.control.store.engine import Store
 from ringfence_server.control.store.tables import ReadRow, TokenRow
 from ringfence_server.control.times import now_ms
@@ -16,6 +16,7 @@ from ringfence_server.control.views import Page, ReadView, TokenView
 
 _DAY_MS = 24 * 60 * 60 * 1000
 _LONGEST_DAYS = 366
+_SAME_LOOK_MS = 10 * 60 * 1000
 _MARK = "rf"
 
 
@@ -43,10 +44,10 @@ class AccessCases:
                 expected=f"a name, 1 to {_LONGEST_DAYS} days, and a holder exactly for the role holder",
                 got=f"{days} days, role {role.value}, {'a' if holder else 'no'} holder",
             )
-        made, number, secret = now_ms(), secrets.token_hex(6), secrets.token_urlsafe(32)
+        made, number, secret = now_ms(), secrets.token_hex(6), new_secret()
         row = TokenRow(
             id=number,
-            digest=_digest(f"{_MARK}_{number}_{secret}"),
+            digest=digest(f"{_MARK}_{number}_{secret}"),
             name=name.strip()[:200],
             role=role.value,
             holder=holder,
@@ -84,16 +85,27 @@ class AccessCases:
     def by_token(self, secret: str) -> Actor | None:
         """Whom a token speaks for, if it is good at this moment. For sign-on alone."""
         with self._store.read() as db:
-            row = db.scalars(select(TokenRow).where(TokenRow.digest == _digest(secret))).one_or_none()
+            row = db.scalars(select(TokenRow).where(TokenRow.digest == digest(secret))).one_or_none()
         if row is None or row.revoked is not None or now_ms() >= row.ends:
             return None
         return Actor(role=Role(row.role), name=row.name, holder=row.holder, via="token", account=f"token:{row.id}")
 
     def note_read(self, actor: Actor, what: str) -> None:
-        """Keep that a regulator looked at something; called by the use cases themselves."""
-        if actor.role is Role.REGULATOR:
+        """Keep that a regulator looked at something; called by the use cases themselves.
+
+        Pages look again and again: the same look by the same account is kept once in ten minutes.
+        """
+        if actor.role is not Role.REGULATOR:
+            return
+        now, what = now_ms(), what[:200]
+        again = select(ReadRow.id).where(
+            ReadRow.account == actor.account, ReadRow.what == what, ReadRow.at > now - _SAME_LOOK_MS
+        )
+        with self._store.read() as db:
+            is_kept = db.scalars(again.limit(1)).first() is not None
+        if not is_kept:
             with self._store.write() as db:
-                db.add(ReadRow(at=now_ms(), by=actor.name, account=actor.account, what=what[:200]))
+                db.add(ReadRow(at=now, by=actor.name, account=actor.account, what=what))
 
     def reads(self, actor: Actor, *, cursor: str | None = None, limit: int = 50) -> Page[ReadView]:
         """What regulators looked at, newest first."""
@@ -106,11 +118,6 @@ class AccessCases:
         return page_of(
             rows, limit, place=lambda row: row.id, view=lambda row: ReadView(at_ms=row.at, by=row.by, what=row.what)
         )
-
-
-def _digest(secret: str) -> str:
-    # 256 bits from the operating system need no slow hash: there is nothing to guess.
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _token(row: TokenRow) -> TokenView:

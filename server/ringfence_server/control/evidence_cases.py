@@ -74,6 +74,7 @@ class EvidenceCases:
             NotKnown: There is no such run, or it has no evidence yet.
         """
         allow(actor, Act.EXPORT)
+        self._access.note_read(actor, f"bundle of run {run_id}")
         return roots_document(roots_of_run(RunFile.load(self._bundle(run_id).parent)))
 
     def entries(self, actor: Actor, run_id: str, owner: str) -> tuple[EntryView, ...]:
@@ -88,6 +89,7 @@ class EvidenceCases:
             NotKnown: There is no such run, evidence or log.
         """
         self._may_inspect(actor, owner)
+        self._access.note_read(actor, f"{owner}'s log, run {run_id}")
         lines = _lines(self._bundle(run_id), owner)
         found = []
         for position, line in enumerate(lines):

@@ -55,6 +55,7 @@ class HolderCases:
     def holders(self, actor: Actor) -> tuple[HolderSummary, ...]:
         """The data holders; for a data officer, its own alone."""
         allow(actor, Act.SEE_HOLDERS)
+        self._access.note_read(actor, "data holders")
         return tuple(
             HolderSummary(
                 holder=holder,

@@ -97,6 +97,8 @@ class Runner:
                 self._look()
             except RingfenceError as error:  # the store is away: what is written there is done when it is back
                 _log.warning("runner_waits", code=error.code)
+            except Exception:  # noqa: BLE001 -- without this thread no run begins or ends: nothing may end it
+                _log.exception("runner_fault")
             self._nudge.wait(_PERIOD_SECONDS)
             self._nudge.clear()
 

@@ -67,6 +67,7 @@ class RunCases:
     def plans(self, actor: Actor) -> tuple[PlanView, ...]:
         """Plans that lie in the site."""
         allow(actor, Act.SEE_PLANS)
+        self._access.note_read(actor, "plans")
         found = []
         for name in self._site.plans():
             text = self._site.plan_text(name)
@@ -90,6 +91,7 @@ class RunCases:
             DocumentInvalid: It is no plan.
         """
         allow(actor, Act.PREVIEW)
+        self._access.note_read(actor, "a preview")
         return self._site.forecast(self._site.read_plan(text))
 
     def propose(self, actor: Actor, text: str, *, once: str | None = None) -> ProposalView:
@@ -124,6 +126,7 @@ class RunCases:
     def proposals(self, actor: Actor, *, cursor: str | None = None, limit: int = 50) -> Page[ProposalView]:
         """What was proposed, newest first."""
         allow(actor, Act.SEE_PLANS)
+        self._access.note_read(actor, "proposals")
         query = select(ProposalRow).order_by(ProposalRow.id.desc()).limit(checked(limit) + 1)
         if cursor is not None:
             query = query.where(ProposalRow.id < name_in(cursor))
@@ -138,6 +141,7 @@ class RunCases:
             NotKnown: There is none of that id.
         """
         allow(actor, Act.SEE_PLANS)
+        self._access.note_read(actor, f"proposal {proposal_id}")
         with self._store.read() as db:
             return self._proposal(db, _proposal_row(db, proposal_id))
 
@@ -188,6 +192,7 @@ class RunCases:
     def runs(self, actor: Actor, *, cursor: str | None = None, limit: int = 50) -> Page[RunSummary]:
         """Runs, newest first."""
         allow(actor, Act.WATCH)
+        self._access.note_read(actor, "runs")
         query = select(RunRow).order_by(RunRow.id.desc()).limit(checked(limit) + 1)
         if cursor is not None:
             query = query.where(RunRow.id < name_in(cursor))
@@ -233,6 +238,7 @@ class RunCases:
             NotKnown: There is no such run.
         """
         allow(actor, Act.WATCH)
+        self._access.note_read(actor, f"run {run_id}")
         self._known(run_id)
         return tuple(self._mirror.events(run_id, after=after, limit=checked(limit)))
 
@@ -243,6 +249,7 @@ class RunCases:
             NotKnown: There is no such run.
         """
         allow(actor, Act.WATCH)
+        self._access.note_read(actor, f"run {run_id}")
         self._known(run_id)
         return self._mirror.follow(run_id, after=after)
 
@@ -295,6 +302,8 @@ class RunCases:
             raise UsageError(
                 "so many runs cannot be compared", expected=f"1 to {_MOST_COMPARED}", got=str(len(run_ids))
             )
+        for run_id in run_ids:
+            self._access.note_read(actor, f"run {run_id}")
         return Comparison(runs=tuple(self._view(run_id) for run_id in dict.fromkeys(run_ids)))
 
     # --- inside ------------------------------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ringfence_policy.errors import Fault, UsageError
 
 _WRITES = {"ringfence_writes": True}
+_TURN = 0x52464350  # any number that nothing else in the database locks
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
 
@@ -102,6 +103,7 @@ def open_store(url: str) -> Store:
         event.listen(engine, "begin", _begin_sqlite)
     else:
         engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=20)
+        event.listen(engine, "begin", _begin_postgresql)
     store = Store(engine)
     store.migrate()
     return store
@@ -119,10 +121,22 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def _begin_postgresql(connection: Connection) -> None:
+    # Writers take turns here as well, so that what a use case looked at still holds when it writes.
+    if connection.get_execution_options().get("ringfence_writes"):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_TURN})")
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     try:
         yield
+    except DataError as error:
+        raise UsageError(
+            "the database cannot hold what was sent",
+            expected="text of an ordinary length, without the character NUL",
+            next_step="look at the names and reasons that were sent",
+        ) from error
     except SQLAlchemyError as error:
         raise StoreFault(
             "the control plane's database did not do what it was asked",
