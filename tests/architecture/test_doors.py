@@ -109,6 +109,7 @@ NETWORK_DOORS = {
     "ringfence_server.front_server": "listens for SuperNodes, the one exposed socket of a deployment",
     "ringfence_server.flower_control": "asks the SuperLink on the loopback address",
     "ringfence_server.demo_processes": "finds free ports of the loopback address",
+    "ringfence_server.listening": "takes the port of the front and of the control plane",
     "ringfence_server.control.mirror": "wakes who follows a run, in the server's event loop",
     "ringfence_server.control.pages.seat": "calls use cases away from the server's event loop",
     "ringfence_server.control.pages.handing_out": "reads files away from the server's event loop",

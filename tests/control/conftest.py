@@ -1,6 +1,47 @@
-import pytest
+import io
+import logging
+from contextlib import contextmanager
 
+import pytest
+import structlog
+from oidc_issuer import Issuer
+
+from ringfence_server.control.logs import set_up_logs
 from ringfence_server.control.plane import open_plane
+
+
+@contextmanager
+def _logging_to_text():
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    written = io.StringIO()
+    set_up_logs(written)
+    yield written
+    root.handlers[:] = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def logged():
+    """What this process logs during a test."""
+    with _logging_to_text() as written:
+        yield written
+
+
+@pytest.fixture(scope="module")
+def logged_by_module():
+    """What this process logs during all tests of a module."""
+    with _logging_to_text() as written:
+        yield written
+
+
+@pytest.fixture
+def issuer():
+    """An identity provider on this machine."""
+    found = Issuer()
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -2,37 +2,22 @@
 
 import io
 import json
-import logging
 import re
 import zipfile
 
 import pytest
-import structlog
 from api_server import OWN, served_api
 from control_plane import ADMINISTRATOR
 
 from ringfence_server.control.actor import Role
-from ringfence_server.control.logs import set_up_logs
 
 PROBLEM = "application/problem+json"
 
 
 @pytest.fixture(scope="module")
-def log():
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    written = io.StringIO()
-    set_up_logs(written)
-    yield written
-    root.handlers[:] = before
-    root.setLevel(level)
-    structlog.reset_defaults()
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory, log):
+def api(tmp_path_factory, logged_by_module):
     with served_api(tmp_path_factory.mktemp("api")) as api:
-        api.log = log
+        api.log = logged_by_module
         api.proposal, api.run = api.finished_run()
         yield api
 

@@ -5,7 +5,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from oidc_issuer import CLIENT_SECRET, Issuer
+from oidc_issuer import CLIENT_SECRET
 
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_server.control.actor import Role
@@ -16,13 +16,6 @@ ROLES = (
     {"value": "cleveland-officers", "role": "holder", "holder": "cleveland"},
 )
 ADDRESS = "https://control.example.org"
-
-
-@pytest.fixture
-def issuer():
-    found = Issuer()
-    yield found
-    found.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
-from oidc_issuer import CLIENT_SECRET, Issuer
+from oidc_issuer import CLIENT_SECRET
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ringfence_policy.errors import RingfenceError
@@ -46,13 +46,6 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(sign_on_store, "now", lambda: Clock.now)
     return Clock
-
-
-@pytest.fixture
-def issuer():
-    found = Issuer()
-    yield found
-    found.close()
 
 
 @pytest.fixture
