@@ -1,8 +1,8 @@
 """The arithmetic of many holders' DP-SGD steps in closed form, for linear models and multilayer perceptrons.
 
-Two kernels do the same. `TorchKernel` stacks holders and multiplies their matrices together; it runs wherever torch
-does, and on a GPU where there is one. `CompiledKernel` is cohort_kernel.c, which takes one holder after another and
-keeps each in the processor's cache; installing Ringfence builds it where there is a C compiler. What is drawn and which
+Two kernels do the same. `CompiledKernel` is cohort_kernel.c, which takes one holder after another and keeps each in
+the processor's cache; installing Ringfence builds it where there is a C compiler. `TorchKernel` stacks holders and
+multiplies their matrices together; it runs wherever torch does, on a GPU where there is one. What is drawn and which
 noise is added comes from outside: a kernel has no randomness. docs/decisions/0018 has the figures.
 """
 
@@ -81,6 +81,11 @@ class Kernel(Protocol):
         """How many holders it wants in one call; more gain nothing and take memory."""
         ...
 
+    @property
+    def numbers_at_once(self) -> int:
+        """How many random numbers, of 8 bytes, may be in flight for the holders of one call."""
+        ...
+
     def take_steps(self, widths: Sequence[int], holders: Sequence[HolderSteps]) -> list[int]:
         """Take every holder's steps, each on its own weights.
 
@@ -96,11 +101,14 @@ class Kernel(Protocol):
 
 @cache
 def best_kernel() -> Kernel:
-    """The fastest kernel here: torch on a GPU, else the compiled one, else torch."""
-    if torch.cuda.is_available():
-        return TorchKernel("cuda")
+    """The fastest kernel here: the compiled one, else torch, on a GPU where there is one.
+
+    Sampling and cryptographic noise come from the processor in any case, and cost more than what a GPU saves.
+    """
     library = load_library()
-    return TorchKernel() if library is None else CompiledKernel(library)
+    if library is not None:
+        return CompiledKernel(library)
+    return TorchKernel("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class TorchKernel:
@@ -110,11 +118,10 @@ class TorchKernel:
         device: Where torch computes.
     """
 
-    # More would leave a processor's cache, fewer would pay for each call of torch.
-    together = 32
-
     def __init__(self, device: str = "cpu") -> None:
         self._device = torch.device(device)
+        # More would leave a processor's cache, fewer would pay for each call of torch: on a GPU that is a launch.
+        self.together, self.numbers_at_once = (32, 1 << 22) if device == "cpu" else (512, 1 << 25)
 
     @property
     def name(self) -> str:
@@ -298,6 +305,7 @@ class CompiledKernel:
 
     name = "compiled"
     together = 1
+    numbers_at_once = 1 << 22
 
     def __init__(self, library: ctypes.CDLL, *, most_lanes: int = 16) -> None:
         self._most_lanes = most_lanes

@@ -25,8 +25,6 @@ from ringfence_client.workroom import AppliedPrivacy, TrainedUpdate, check_array
 from ringfence_policy.errors import DocumentInvalid
 
 SUPPORTED: Final = ("logistic-regression", "mlp")
-# Random numbers in flight at once, for the holders of one call of the kernel: 32 MiB of float64.
-_NUMBERS_AT_ONCE: Final = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class CohortTrainer:
 
     def _train_chunk(self, widths: tuple[int, ...], chunk: Sequence["_Training"]) -> None:
         while going := [one for one in chunk if one.left]:
-            steps = max(1, _NUMBERS_AT_ONCE // sum(one.numbers_a_step for one in going))
+            steps = max(1, self._kernel.numbers_at_once // sum(one.numbers_a_step for one in going))
             taken = self._kernel.take_steps(widths, [one.next_steps(steps) for one in going])
             for one, count in zip(going, taken, strict=True):
                 one.taken += count

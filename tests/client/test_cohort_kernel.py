@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringfence_client import cohort_kernel, cohort_trainer
+from ringfence_client import cohort_kernel
 from ringfence_client.cohort_kernel import CompiledKernel, HolderSteps, TorchKernel
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.compiled import load_library
@@ -116,10 +116,17 @@ def test_no_model_makes_a_gradient_whose_square_is_lost_count_for_more_than_the_
     assert np.linalg.norm(one.weights.astype(np.float64) - one.anchor) <= bound * (1 + 1e-3)
 
 
-def test_without_a_library_or_a_gpu_torch_computes_on_the_cpu(monkeypatch):
+@pytest.mark.parametrize(("gpu", "name"), [(True, "torch-cuda"), (False, "torch-cpu")])
+def test_without_a_library_torch_computes_on_a_gpu_where_there_is_one(gpu, name, monkeypatch):
     monkeypatch.setattr(cohort_kernel, "load_library", lambda: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cohort_kernel.best_kernel.__wrapped__().name == "torch-cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert cohort_kernel.best_kernel.__wrapped__().name == name
+
+
+@needs_library
+def test_a_gpu_does_not_replace_the_compiled_kernel(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cohort_kernel.best_kernel.__wrapped__().name == "compiled"
 
 
 @pytest.mark.parametrize("unit", [Unit.RECORD, Unit.SUBJECT])
@@ -177,7 +184,7 @@ def test_steps_taken_in_blocks_are_the_steps_taken_at_once(monkeypatch):
     for kernel in (cohort_kernel.best_kernel(), TorchKernel()):
         at_once = weights(CohortTrainer(kernel).train(jobs([RehearsalNoise(1), RehearsalNoise(2)])))
         with monkeypatch.context() as patched:
-            patched.setattr(cohort_trainer, "_NUMBERS_AT_ONCE", 110)
+            patched.setattr(kernel, "numbers_at_once", 110)
             blocks = CohortTrainer(kernel).train(jobs([RehearsalNoise(1), RehearsalNoise(2)]))
         assert [update.applied.steps for update in blocks] == [5, 5]
         for one, other in zip(at_once, weights(blocks), strict=True):
