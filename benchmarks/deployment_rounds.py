@@ -48,7 +48,7 @@ _PARTS = (
     ("ringfence_client.trainer_process trainer", "trainer"),
     ("ringfence_client.trainer_process", "reader"),
     ("flower-superexec", "SuperExec"),
-    ("flower-supernode", "SuperNode"),
+    ("supernode_child", "SuperNode"),
     ("superlink_child", "SuperLink"),
     ("flower-superlink", "SuperLink"),
     ("ringfence_client.cli start", "agent"),

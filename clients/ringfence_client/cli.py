@@ -76,9 +76,13 @@ def peer(
     holder_id: Annotated[str, typer.Argument(metavar="ID", help="The other holder.")],
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Its root key (root.jwk), as it gave it to you.")],
     *,
+    thumbprint: Annotated[
+        str | None, typer.Option("--thumbprint", metavar="T", help="The key's thumbprint, as they read it out to you.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Get to know another data holder. Only holders that DIR knows count towards min_holders."""
+    """Get to know another data holder, once its thumbprint was compared. Only these count towards min_holders."""
+    from ringfence_client.comparing import compare  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.peers import known_peers, meet_peers  # noqa: PLC0415
     from ringfence_policy.errors import UsageError  # noqa: PLC0415
@@ -89,11 +93,13 @@ def peer(
         key = PublicKey.from_jwk(json.loads(root.read_text()))
     except (OSError, ValueError) as error:
         raise UsageError("not a root key", expected="a root.jwk", got=type(error).__name__, where=str(root)) from None
+    if thumbprint is not None or holder_id not in known_peers(home):
+        compare(key, thumbprint, whose=holder_id, as_json=as_json)
     meet_peers(home, {holder_id: key})
     if as_json:
         typer.echo(json.dumps({name: known.thumbprint for name, known in known_peers(home).items()}))
     else:
-        typer.echo(f"{holder_id} is known by {key.thumbprint}: compare it with them by telephone")
+        typer.echo(f"{holder_id} is known by {key.thumbprint}")
 
 
 @app.command()

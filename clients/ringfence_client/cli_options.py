@@ -1,5 +1,6 @@
-"""The arguments and options that several of a data holder's commands share."""
+"""What several of a data holder's commands share: arguments, options, and whether a person is there to ask."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,3 +14,8 @@ RootFile = Annotated[
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why, in at most 500 characters. Signed, and public.")
 ]
+
+
+def is_asked() -> bool:
+    """Whether a person is there to answer."""
+    return sys.stdin.isatty()

@@ -4,13 +4,12 @@ Nothing but Typer is imported until a command runs.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ringfence_client.cli_options import AsJson, Directory, RootFile
+from ringfence_client.cli_options import AsJson, Directory, RootFile, is_asked
 from ringfence_policy.cli import answering
 from ringfence_policy.errors import UsageError
 
@@ -90,7 +89,7 @@ def _ask(home: "HolderHome", answers: "Answers", *, as_json: bool) -> "Answers":
     missing = unanswered(home, answers)
     if not missing:
         return answers
-    if as_json or not _is_asked():
+    if as_json or not is_asked():
         raise UsageError(
             "holder.toml is not there, and too little was said to write it",
             expected=", ".join(f"--{name.replace('_', '-')}" for name in missing),
@@ -106,11 +105,6 @@ def _ask(home: "HolderHome", answers: "Answers", *, as_json: bool) -> "Answers":
         if answers.policy is None:
             answers = replace(answers, policy=typer.prompt("The ready policy to start from", default=DEFAULT_POLICY))
     return answers
-
-
-def _is_asked() -> bool:
-    """Whether a person is there to answer."""
-    return sys.stdin.isatty()
 
 
 def _say_init(home: "HolderHome", written: list[Path], missing: dict[str, str], *, as_json: bool) -> None:
@@ -179,41 +173,22 @@ def join(
     as_json: AsJson = False,
 ) -> None:
     """Get to know a coordinator by its letter, once its thumbprint was compared; or take its newest letter."""
+    from ringfence_client.comparing import compare  # noqa: PLC0415
     from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
-    from ringfence_client.joining import check_thumbprint, is_known, keep, letter_document, read_invitation  # noqa: PLC0415
+    from ringfence_client.joining import is_known, keep, letter_document, read_invitation  # noqa: PLC0415
 
     home = HolderHome(directory)
     refuse_without_state(home)
     letter, token = read_invitation(invitation)
     known = is_known(home, letter)
-    if thumbprint is not None:
-        check_thumbprint(letter, thumbprint)
-    elif not known:
-        _compare(letter, as_json=as_json)
+    if thumbprint is not None or not known:
+        compare(letter.root, thumbprint, whose=letter.coordinator, as_json=as_json)
     keep(home, token)
     if as_json:
         typer.echo(json.dumps(letter_document(letter)))
     else:
         _say_coordinator(letter)
-
-
-def _compare(letter: "Invitation", *, as_json: bool) -> None:
-    if as_json or not _is_asked():
-        raise UsageError(
-            "nobody compared the coordinator's thumbprint",
-            expected="--thumbprint T with what the coordinator read out to you",
-            got=f"a letter of {letter.coordinator}",
-            next_step="call the coordinator on a number you know, and let them read it to you",
-        )
-    _say_coordinator(letter)
-    typer.echo("Call them on a number that you know from elsewhere, and let them read their thumbprint to you.")
-    if not typer.confirm("Is it the one above, every character of it?"):
-        raise UsageError(
-            "not joined",
-            expected="the thumbprint that was read to you",
-            next_step="find out, by a number you know, which letter the coordinator sent",
-        )
 
 
 @app.command()

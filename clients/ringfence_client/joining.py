@@ -172,21 +172,6 @@ def is_known(home: HolderHome, letter: Invitation) -> bool:
     return True
 
 
-def check_thumbprint(letter: Invitation, said: str) -> None:
-    """Refuse a letter whose root key is not the one that was read out.
-
-    Raises:
-        TrustRefused: The thumbprints differ.
-    """
-    if "".join(said.split()) != letter.root.thumbprint:
-        raise TrustRefused(
-            "the thumbprint is another one",
-            expected=said.strip(),
-            got=letter.root.thumbprint,
-            next_step="do not join: ask the coordinator, by a number you know, which letter it sent",
-        )
-
-
 def keep(home: HolderHome, token: str) -> None:
     """Keep an invitation that was compared, or that is the newest word of one that was."""
     with alone(home):

@@ -72,7 +72,11 @@ def set_up(stack: Stack, secrets: Path, *, rounds: int, round_seconds: int) -> l
         for other in hospitals:
             if other.holder_id != HOSPITALS[number]:
                 _put(stack, desk, f"/holder/{other.holder_id}.jwk", other.root)
-                stack.once(desk, "peer", "/holder", other.holder_id, f"/holder/{other.holder_id}.jwk", "--json")
+                stack.once(
+                    desk,
+                    *("peer", "/holder", other.holder_id, f"/holder/{other.holder_id}.jwk"),
+                    *("--thumbprint", other.thumbprint, "--json"),
+                )
         _hand_in(stack, number, secrets, invitation)
     for one in hospitals:
         _put(stack, "coordinator", "/deployment/registration.jws", one.registration)

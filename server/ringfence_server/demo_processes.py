@@ -71,6 +71,7 @@ class _Deployment:
         self.port, self.superlink_port = _free_ports(2)
         self.holders = sorted(path.name for path in (self.scenario / "holders").iterdir() if path.is_dir())
         self._thumbprint = ""
+        self._thumbprints: dict[str, str] = {}
 
     def make(self) -> None:
         """Make the coordinator's directory, and every holder's keys: each holder has to know the others' roots."""
@@ -84,20 +85,21 @@ class _Deployment:
         )
         self._thumbprint = said["thumbprint"]
         for holder in self.holders:
-            _answer("ringfence-node", "init", str(self._home(holder)))
+            self._thumbprints[holder] = _answer("ringfence-node", "init", str(self._home(holder)))["thumbprint"]
 
     def introduce(self, holder: str) -> None:
         """Let a holder know the others and the coordinator, and the coordinator it."""
         home, letter = str(self._home(holder)), self.directory.parent / f"{holder}.registration.jws"
         for other in self.holders:
             if other != holder:
-                _answer("ringfence-node", "peer", home, other, str(self._home(other) / "state" / "papers" / "root.jwk"))
-        said = _answer("ringfence-node", "register", home, "--out", str(letter))
+                root = str(self._home(other) / "state" / "papers" / "root.jwk")
+                _answer("ringfence-node", "peer", home, other, root, "--thumbprint", self._thumbprints[other])
+        _answer("ringfence-node", "register", home, "--out", str(letter))
         invitation = str(self.directory / "invitation.jws")
         _answer("ringfence-node", "join", home, invitation, "--thumbprint", self._thumbprint)
         _answer(
             *("ringfence", "coordinator", "register", str(self.directory), str(letter)),
-            *("--thumbprint", said["thumbprint"]),
+            *("--thumbprint", self._thumbprints[holder]),
         )
 
     def wait_until_connected(self) -> None:

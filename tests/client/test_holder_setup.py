@@ -7,7 +7,7 @@ import pytest
 from officer_desk import answer, bring_schema_and_data, invitation, node, options, set_up_holder
 from tiny_run import TinyRun
 
-from ringfence_client import cli_setup
+from ringfence_client import cli_setup, comparing
 from ringfence_client.home import HolderHome
 from ringfence_policy.cli import LIBRARY
 from ringfence_policy.identity import SigningKey
@@ -120,7 +120,7 @@ def test_without_a_terminal_nobody_is_asked_and_the_options_are_named(tmp_path):
 
 
 def test_a_person_at_a_terminal_is_asked_for_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_setup, "_is_asked", lambda: True)
+    monkeypatch.setattr(cli_setup, "is_asked", lambda: True)
     said = "oak\nOak Institute\nCH\noak-leaves\n60\n4\n1e-5\ntree-consortium\nhospital-cancer-only\n"
     result = node("init", tmp_path / "oak", said=said)
     assert result.exit_code == 0, result.output
@@ -249,11 +249,44 @@ def test_nobody_joins_without_comparing(oak, letter):
 
 @pytest.mark.parametrize(("said", "is_kept"), [("y\n", True), ("n\n", False)])
 def test_a_person_at_a_terminal_compares_and_says_so(oak, letter, monkeypatch, said, is_kept):
-    monkeypatch.setattr(cli_setup, "_is_asked", lambda: True)
+    monkeypatch.setattr(comparing, "is_asked", lambda: True)
     result = node("join", oak, letter(), said=said)
     assert result.exit_code == (0 if is_kept else 2)
     assert COORDINATOR_ROOT.public().thumbprint in result.output
     assert HolderHome(oak).coordinator.exists() is is_kept
+
+
+# --- peer -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elm_root(tmp_path):
+    path = tmp_path / "elm-root.jwk"
+    path.write_text(json.dumps(OTHER_ROOT.public().jwk))
+    return path
+
+
+def test_a_peer_is_kept_by_the_thumbprint_that_it_read_out_and_by_no_other(oak, elm_root):
+    thumbprint, another = (root.public().thumbprint for root in (OTHER_ROOT, COORDINATOR_ROOT))
+    assert (
+        answer("peer", oak, "elm", elm_root, "--thumbprint", another, exit_code=3)["error"]["code"] == "trust-refused"
+    )
+    assert "--thumbprint" in answer("peer", oak, "elm", elm_root, exit_code=2)["error"]["expected"]
+    assert not HolderHome(oak).peers.exists()
+    assert answer("peer", oak, "elm", elm_root, "--thumbprint", thumbprint) == {"elm": thumbprint}
+    assert answer("peer", oak, "elm", elm_root) == {"elm": thumbprint}  # known already: nobody compares again
+
+
+@pytest.mark.parametrize(("said", "is_kept"), [("y\n", True), ("n\n", False)])
+def test_a_person_at_a_terminal_compares_a_peers_thumbprint(oak, elm_root, monkeypatch, said, is_kept):
+    monkeypatch.setattr(comparing, "is_asked", lambda: True)
+    result = node("peer", oak, "elm", elm_root, said=said)
+    assert OTHER_ROOT.public().thumbprint in result.output
+    assert (result.exit_code == 0) is is_kept
+    assert HolderHome(oak).peers.exists() is is_kept
+
+
+# --- a coordinator that is known --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
