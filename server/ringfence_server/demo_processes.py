@@ -119,7 +119,7 @@ class _Deployment:
                     "not every data holder connected",
                     got=f"not connected: {', '.join(away)}",
                     where=str(self.directory),
-                    next_step="their state/relay/home/supernode.log says why",
+                    next_step="their state/relay/supernode.log says why",
                 )
             time.sleep(_PAUSE_SECONDS)
 

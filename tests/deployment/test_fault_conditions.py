@@ -72,7 +72,7 @@ def test_a_link_that_is_cut_while_a_holder_trains_and_mended_in_time_costs_nothi
     held.let_go()
     alder = live.scenario.holder("alder")
     wait_until("the update is spent", lambda: states_of(alder, 2) == {"sending"})
-    log = alder / "state" / "relay" / "home" / "supernode.log"
+    log = alder / "state" / "relay" / "supernode.log"
     sending = re.compile(rb"Sending: train message.*\Z", re.DOTALL)
     wait_until("the SuperNode tries to send it", lambda: sending.search(_last_message(log)))
     cable.mend()
