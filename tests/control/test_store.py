@@ -82,6 +82,30 @@ def test_what_fails_in_the_middle_leaves_nothing(store):
     assert names(store) == set()
 
 
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_a_result_that_an_exception_left_unread_holds_nobody_up(store, url, way):
+    """The exception keeps the result, and that the state of the database that it reads, on a connection of the pool."""
+
+    def leave_unread():
+        with getattr(store, way)() as db:
+            result = db.execute(select(ProposalRow.id))
+            raise ValueError(f"before {result} was read")
+
+    with store.write() as db:
+        db.add_all(proposal(f"{number}") for number in range(5))
+    with pytest.raises(ValueError, match="was read") as told:
+        leave_unread()
+    another = open_store(url)
+    with another.write() as db:
+        db.add(proposal("from elsewhere"))
+    another.close()
+    assert "from elsewhere" in names(store)
+    with store.write() as db:
+        db.add(proposal("from here"))
+    assert {"from elsewhere", "from here"} <= names(store)
+    assert told.value.__traceback__ is not None
+
+
 def test_many_writers_at_once_lose_nothing(store):
     faults = []
 
