@@ -11,7 +11,6 @@ import pytest
 from control_plane import COORDINATOR, wait_until
 
 from ringfence_server.control.plane import open_plane
-from ringfence_server.control.run_claim import process_of
 from ringfence_server.control.views import RunState
 from ringfence_server.run_file import RunFile
 
@@ -19,7 +18,6 @@ SUPPORT = Path(__file__).parents[1] / "support"
 # Each moment by the code that makes a control plane kill itself there. `sent` says which process it started, if any.
 MOMENTS = {
     "the order is given": "arm(Fault('ringfence_server.control.runner:give_order', 1, 'after'))",
-    "the start is about to be noted": "arm(Fault('ringfence_server.control.runner:Runner._is_set_going', 1, 'before'))",
     "the start is noted": "arm(Fault('ringfence_server.control.runner:_spawn', 1, 'before'))",
     "the process is sent": (
         "send = runner._spawn\n"
@@ -124,19 +122,5 @@ def test_a_process_that_was_sent_by_a_killed_control_plane_carries_no_suspended_
         plane.runs.resume(COORDINATOR, run_id)
         until(plane, run_id, RunState.FINISHED)
         assert begun(site, run_id) == 1
-    finally:
-        plane.close(end_runs=True)
-
-
-def test_a_process_that_had_taken_the_run_when_its_control_plane_was_killed_is_left_alone(site, sent):
-    run_id = killed_at(site, "the process is sent", sent)
-    (process,) = sent
-    os.kill(process, signal.SIGCONT)
-    wait_until(lambda: process_of(site / "runs" / run_id) == process)
-    plane = open_plane(site)
-    plane.start()
-    try:
-        until(plane, run_id, RunState.FINISHED)
-        assert (begun(site, run_id), RunFile.load(site / "runs" / run_id).attempt) == (1, 1)
     finally:
         plane.close(end_runs=True)
