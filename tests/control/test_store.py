@@ -135,6 +135,22 @@ def test_the_same_key_sent_by_many_at_once_begins_one_run(site, url):
         plane.close()
 
 
+def test_a_database_that_keeps_the_runs_of_one_directory_is_refused_to_another(tiny_scenario, url):
+    """Each would find the other's runs without a process, and call them interrupted."""
+    first, second = (open_plane(tiny_scenario(name).directory, database=url) for name in ("one", "two"))
+    try:
+        first.start()
+        with pytest.raises(UsageError, match="another directory"):
+            second.start()
+        first.close()
+        again = open_plane(first.site.directory, database=url)
+        again.start()
+        again.close()
+    finally:
+        second.close()
+        first.close()
+
+
 def test_text_that_the_database_cannot_hold_is_the_senders_fault(site, server):
     """SQLite keeps the character NUL and PostgreSQL does not: it is no reason to say that the database is away."""
     plane = open_plane(site, database=server.fresh_database())

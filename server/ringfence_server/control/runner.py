@@ -86,8 +86,9 @@ class Runner:
         """
         self._over = True
         self._nudge.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if not self._thread.is_alive():  # it looked after none: they are another control plane's, which was here first
+            return
+        self._thread.join()
         if end_runs:
             # A run that has told its end may still be writing what it leaves behind.
             for run_id in dict.fromkeys([*self._going(), *self._children]):
@@ -218,7 +219,7 @@ class Runner:
             row.changed = now_ms()
             state = row.state
         self._children.pop(run_id, None)
-        _log.info("run_process_ended", run=run_id, state=state, exit_code=code)
+        _log.info("run_process_ended", run=run_id, run_state=state, exit_code=code)
 
 
 def _interrupted(directory: Path) -> RunFailed:
