@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import structlog
 from oidc_issuer import Issuer
+from postgres import cluster
 
 from ringfence_server.control.logs import set_up_logs
 from ringfence_server.control.plane import open_plane
@@ -34,6 +35,13 @@ def logged_by_module():
     """What this process logs during all tests of a module."""
     with _logging_to_text() as written:
         yield written
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A PostgreSQL server."""
+    with cluster() as running:
+        yield running
 
 
 @pytest.fixture

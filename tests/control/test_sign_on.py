@@ -18,7 +18,8 @@ from ringfence_server.control.settings import ControlSettings
 from ringfence_server.control.sign_on_pages import sign_on_pages, told
 from ringfence_server.control.sign_on_store import SignOnStore
 from ringfence_server.control.signon import Caller, SignOn, actor_of
-from ringfence_server.control.store.engine import open_store
+from ringfence_server.control.store.engine import StoreFault, open_store
+from ringfence_server.control.store.sign_on_tables import Base
 
 ORIGIN = "http://127.0.0.1:8000"
 REGULATOR = "http://regulator.localhost:8000"
@@ -48,11 +49,26 @@ def clock(monkeypatch):
     return Clock
 
 
-@pytest.fixture
-def store(tmp_path):
-    found = open_store(f"sqlite:///{tmp_path / 'control.db'}")
+@pytest.fixture(scope="module")
+def on_postgresql(server):
+    found = open_store(server.fresh_database())
     yield found
     found.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request, tmp_path):
+    """An empty store; on PostgreSQL the same one for every test."""
+    if request.param == "sqlite":
+        found = open_store(f"sqlite:///{tmp_path / 'control.db'}")
+        yield found
+        found.close()
+        return
+    found = request.getfixturevalue("on_postgresql")
+    yield found
+    with found.write() as db:
+        for table in reversed(Base.metadata.sorted_tables):
+            db.execute(table.delete())
 
 
 @pytest.fixture
@@ -133,11 +149,14 @@ def test_by_https_the_cookie_is_bound_to_it(sign_on):
     assert secure.get("/api/v1/me").status_code == 200
 
 
-def test_the_store_holds_no_secret_that_signs_anybody_in(browser, sign_on, tmp_path):
+def test_the_store_holds_no_secret_that_signs_anybody_in(browser, sign_on, store, tmp_path):
     link = sign_on.make_link(role=Role.REGULATOR, name="regulator")
     secret = _session(browser.get(f"/enter/{link}"))
     another = sign_on.make_link(role=Role.REGULATOR, name="regulator")
-    found = b"".join(path.read_bytes() for path in tmp_path.glob("control.db*"))
+    with store.read() as db:
+        rows = [tuple(row) for table in Base.metadata.sorted_tables for row in db.execute(table.select())]
+    assert len(rows) == 2  # the session, and the link that was not used
+    found = repr(rows).encode() + b"".join(path.read_bytes() for path in tmp_path.glob("control.db*"))
     for one in (link, secret, another):
         assert one.encode() not in found
 
@@ -267,6 +286,24 @@ def test_no_other_site_changes_anything_with_a_browsers_session(browser, sign_on
 def test_pages_of_this_host_change_things(browser, sign_on, headers):
     _enter(browser, sign_on)
     assert browser.post("/api/v1/change", headers=headers).json() == {"changed": True}
+
+
+@pytest.mark.parametrize("path", ["/api/v1/me", "/", "/api/v1/change"])
+def test_nobody_is_known_while_the_store_is_away_and_that_is_what_is_said(browser, sign_on, monkeypatch, path):
+    _enter(browser, sign_on)
+
+    def away(_secret):
+        raise StoreFault("the store is away")
+
+    monkeypatch.setattr(sign_on, "by_session", away)
+    browser = TestClient(_app(sign_on), base_url=ORIGIN, cookies=browser.cookies)
+    reply = browser.post(path) if path.endswith("change") else browser.get(path)
+    assert (reply.status_code, reply.json()["code"]) == (503, "store-fault")
+    with (
+        pytest.raises(WebSocketDisconnect),
+        browser.websocket_connect("ws://127.0.0.1:8000/_nicegui_ws/socket.io/", headers={"origin": ORIGIN}),
+    ):
+        pass
 
 
 def test_a_script_needs_no_origin(browser):

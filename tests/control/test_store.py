@@ -1,14 +1,9 @@
-"""The store on SQLite and on PostgreSQL: what was acknowledged is there, whoever writes and whatever is killed."""
+"""The store on SQLite and on PostgreSQL: what was written is there, whoever writes and whatever fails."""
 
-import os
-import signal
-import subprocess
-import sys
 import threading
 
 import pytest
-from control_plane import COORDINATOR, RESEARCHER, wait_until
-from postgres import cluster
+from control_plane import COORDINATOR
 from sqlalchemy import inspect, select
 
 from ringfence_policy.errors import RingfenceError, UsageError
@@ -16,15 +11,6 @@ from ringfence_server.control.plane import open_plane
 from ringfence_server.control.store import sign_on_tables
 from ringfence_server.control.store.engine import StoreFault, open_store
 from ringfence_server.control.store.tables import ProposalRow
-from ringfence_server.control.views import RunState
-
-KILLS = int(os.environ.get("RINGFENCE_KILLS", "5"))
-
-
-@pytest.fixture(scope="module")
-def server():
-    with cluster() as running:
-        yield running
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -82,6 +68,30 @@ def test_what_fails_in_the_middle_leaves_nothing(store):
     assert names(store) == set()
 
 
+@pytest.mark.parametrize("way", ["read", "write"])
+def test_a_result_that_an_exception_left_unread_holds_nobody_up(store, url, way):
+    """The exception keeps the result, and that the state of the database that it reads, on a connection of the pool."""
+
+    def leave_unread():
+        with getattr(store, way)() as db:
+            result = db.execute(select(ProposalRow.id))
+            raise ValueError(f"before {result} was read")
+
+    with store.write() as db:
+        db.add_all(proposal(f"{number}") for number in range(5))
+    with pytest.raises(ValueError, match="was read") as told:
+        leave_unread()
+    another = open_store(url)
+    with another.write() as db:
+        db.add(proposal("from elsewhere"))
+    another.close()
+    assert "from elsewhere" in names(store)
+    with store.write() as db:
+        db.add(proposal("from here"))
+    assert {"from elsewhere", "from here"} <= names(store)
+    assert told.value.__traceback__ is not None
+
+
 def test_many_writers_at_once_lose_nothing(store):
     faults = []
 
@@ -125,6 +135,22 @@ def test_the_same_key_sent_by_many_at_once_begins_one_run(site, url):
         plane.close()
 
 
+def test_a_database_that_keeps_the_runs_of_one_directory_is_refused_to_another(tiny_scenario, url):
+    """Each would find the other's runs without a process, and call them interrupted."""
+    first, second = (open_plane(tiny_scenario(name).directory, database=url) for name in ("one", "two"))
+    try:
+        first.start()
+        with pytest.raises(UsageError, match="another directory"):
+            second.start()
+        first.close()
+        again = open_plane(first.site.directory, database=url)
+        again.start()
+        again.close()
+    finally:
+        second.close()
+        first.close()
+
+
 def test_text_that_the_database_cannot_hold_is_the_senders_fault(site, server):
     """SQLite keeps the character NUL and PostgreSQL does not: it is no reason to say that the database is away."""
     plane = open_plane(site, database=server.fresh_database())
@@ -147,39 +173,3 @@ def test_a_database_that_is_away_is_a_fault_and_says_no_password(tmp_path):
     assert "hunter2" not in str(told.value)
     with pytest.raises(StoreFault):
         open_store(f"sqlite:///{tmp_path / 'no' / 'such' / 'directory.db'}")
-
-
-def test_what_was_acknowledged_is_there_after_the_process_was_killed(tiny_scenario, url):
-    """The process that answers is killed right after it said that a run was begun: the run is begun all the same."""
-    site = tiny_scenario("site").directory
-    acknowledged = []
-    for _ in range(KILLS):
-        code = (
-            "import sys\n"
-            "from pathlib import Path\n"
-            "from control_plane import COORDINATOR\n"
-            "from ringfence_server.control.plane import open_plane\n"
-            "plane = open_plane(Path(sys.argv[1]), database=sys.argv[2])\n"
-            "text = plane.runs.plans(COORDINATOR)[0].text\n"
-            "print(plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, text).id).run_id, flush=True)\n"
-            "sys.stdin.read()\n"
-        )
-        support = os.path.join(os.path.dirname(__file__), "..", "support")  # noqa: PTH118, PTH120 -- a search path
-        paths = os.pathsep.join([support, os.environ.get("PYTHONPATH", "")])
-        with subprocess.Popen(
-            [sys.executable, "-c", code, str(site), url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": paths},
-        ) as process:
-            acknowledged.append(process.stdout.readline().strip())
-            process.send_signal(signal.SIGKILL)
-    plane = open_plane(site, database=url)
-    plane.start()
-    try:
-        assert {run.run_id for run in plane.runs.runs(RESEARCHER).items} == set(acknowledged)
-        first = acknowledged[0]
-        wait_until(lambda: plane.runs.run(COORDINATOR, first).state is RunState.FINISHED)
-    finally:
-        plane.close(end_runs=True)

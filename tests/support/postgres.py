@@ -4,11 +4,13 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,7 @@ class Postgres:
     directory: Path
     run_as: list[str]
     numbers: Iterator[int] = field(default_factory=itertools.count)
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def data(self) -> Path:
@@ -35,8 +38,39 @@ class Postgres:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        settings = f"-c listen_addresses=127.0.0.1 -c port={self.port} -c unix_socket_directories={self.directory}"
-        self.run("pg_ctl", "-D", self.data, "-w", "-l", self.directory / "server.log", "-o", settings, "start")
+        with (self.directory / "server.log").open("ab") as log:
+            settings = ("listen_addresses=127.0.0.1", f"port={self.port}", f"unix_socket_directories={self.directory}")
+            command = [*self.run_as, _VERSIONS[-1] / "postgres", "-D", self.data, *(f"--{one}" for one in settings)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
+        while not self._answers():
+            assert self.process.poll() is None, (self.directory / "server.log").read_text()[-2000:]
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it at once and in order."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait()
+
+    def kill(self) -> None:
+        """End it as a crash does: every process of it by SIGKILL, at once. `start` recovers what was committed."""
+        assert self.process is not None
+        first = self.process.pid
+        others = [path.parent for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == first]
+        for process in (first, *(int(path.name) for path in others)):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.wait()
+        while any(_parent(path / "stat") is not None for path in others):
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        with suppress(psycopg.OperationalError), psycopg.connect(self._url("postgres")):
+            return True
+        return False
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://{self.user}@127.0.0.1:{self.port}/{database}"
 
     def run(self, command: str, *arguments: object) -> None:
         """Run one of its commands, as the user that it may run as."""
@@ -52,9 +86,18 @@ class Postgres:
     def fresh_database(self) -> str:
         """The URL of a database that was just made."""
         name = f"test{next(self.numbers)}"
-        with psycopg.connect(f"postgresql://{self.user}@127.0.0.1:{self.port}/postgres", autocommit=True) as connection:
+        with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://{self.user}@127.0.0.1:{self.port}/{name}"
+
+
+def _parent(stat: Path) -> int | None:
+    """The parent of a process; None once it has ended."""
+    try:
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state == "Z" else int(parent)
 
 
 @contextmanager
@@ -78,4 +121,4 @@ def cluster() -> Iterator[Postgres]:
         try:
             yield running
         finally:
-            running.run("pg_ctl", "-D", running.data, "-w", "-m", "immediate", "stop")
+            running.stop()

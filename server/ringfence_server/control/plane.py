@@ -2,9 +2,13 @@
 
 import fcntl
 import os
+import secrets
 from pathlib import Path
 
-from ringfence_policy.errors import ScenarioBusy
+from sqlalchemy import select
+
+from ringfence_policy.durable import write_durably
+from ringfence_policy.errors import ScenarioBusy, UsageError
 from ringfence_server.control.access import AccessCases
 from ringfence_server.control.evidence_cases import EvidenceCases
 from ringfence_server.control.holders import HolderCases
@@ -13,9 +17,11 @@ from ringfence_server.control.runner import Runner
 from ringfence_server.control.runs import RunCases
 from ringfence_server.control.site import Site
 from ringfence_server.control.store.engine import Store, open_store
+from ringfence_server.control.store.tables import SiteRow
 
 _DATABASE = "control.db"
 _LOCK = ".control.lock"
+_NAME = ".control.name"
 
 
 class ControlPlane:
@@ -42,7 +48,13 @@ class ControlPlane:
 
         Raises:
             ScenarioBusy: Another control plane does.
+            UsageError: The store keeps the runs of another directory.
         """
+        self._take_the_lock()
+        self._claim_the_store()
+        self._runner.start()
+
+    def _take_the_lock(self) -> None:
         self._lock = os.open(self.site.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,7 +67,23 @@ class ControlPlane:
                 where=str(self.site.directory),
                 next_step="use that one, or stop it",
             ) from None
-        self._runner.start()
+
+    def _claim_the_store(self) -> None:
+        path = self.site.directory / _NAME
+        if not path.exists():
+            write_durably(path, secrets.token_hex(16).encode())
+        name = path.read_text()
+        with self.store.write() as db:
+            owner = db.scalars(select(SiteRow.name)).first()
+            if owner is None:
+                db.add(SiteRow(name=name))
+            elif owner != name:
+                raise UsageError(
+                    "this database keeps the runs of another directory",
+                    expected="a database of its own for each directory: two would start and end each other's runs",
+                    where=str(self.site.directory),
+                    next_step=f"give --database another one; a copy of that directory needs its {_NAME} as well",
+                )
 
     def close(self, *, end_runs: bool = False) -> None:
         """Stop. Runs go on without it, unless `end_runs` says that they end too."""

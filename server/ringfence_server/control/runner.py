@@ -1,7 +1,7 @@
 """Keeps runs going that should: starts processes for queued ones, ends those that should stop, notes how they end.
 
-A run's process belongs to nobody: it goes on when the control plane is killed, and is found again by the lock that it
-holds on its own directory.
+A run's process belongs to nobody: it goes on when the control plane is killed, and is found again by its claim on the
+run's directory.
 """
 
 import json
@@ -12,13 +12,16 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import select
 
+from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import RingfenceError, RunFailed
 from ringfence_server.control.mirror import Mirror
-from ringfence_server.control.run_process import BUSY, ORDER, PLAN, process_of
+from ringfence_server.control.run_claim import give_order, held, process_of, withdraw_order
+from ringfence_server.control.run_process import BUSY, PLAN
 from ringfence_server.control.store.engine import Store
 from ringfence_server.control.store.tables import AnswerRow, ProposalRow, RunRow
 from ringfence_server.control.times import now_ms
@@ -83,8 +86,9 @@ class Runner:
         """
         self._over = True
         self._nudge.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if not self._thread.is_alive():  # it looked after none: they are another control plane's, which was here first
+            return
+        self._thread.join()
         if end_runs:
             # A run that has told its end may still be writing what it leaves behind.
             for run_id in dict.fromkeys([*self._going(), *self._children]):
@@ -135,49 +139,70 @@ class Runner:
 
     def _begin(self, run_id: str) -> None:
         directory = self._site / "runs" / run_id
-        self._write_order(run_id, directory)
-        self._put(run_id, RunState.STARTING)
+        with held(directory) as is_free:
+            if not is_free:  # the process of its last attempt is just ending
+                return
+            sending = give_order(directory, self._order(run_id, directory))
+        if not self._is_set_going(run_id):
+            return
         self._children[run_id] = _spawn(
-            [sys.executable, "-m", "ringfence_server.control.run_process", str(self._site), run_id], directory / LOG
+            [sys.executable, "-m", "ringfence_server.control.run_process", str(self._site), run_id, sending],
+            directory / LOG,
         )
         _log.info("run_process_started", run=run_id, process=self._children[run_id].pid)
 
-    def _write_order(self, run_id: str, directory: Path) -> None:
+    def _order(self, run_id: str, directory: Path) -> dict[str, Any]:
+        """What a run's process is told; its plan is written beside it."""
         with self._store.read() as db:
             row = db.get_one(RunRow, run_id)
             proposal = db.get_one(ProposalRow, row.proposal)
             declined = db.scalars(
                 select(AnswerRow.holder).where(AnswerRow.proposal == proposal.id, AnswerRow.answer == "declined")
             ).all()
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / "run.json").exists():
-            (directory / PLAN).write_text(proposal.plan)
-            (directory / ORDER).write_text(json.dumps({"seed": row.seed, "declined": sorted(declined)}))
+        write_durably(directory / PLAN, proposal.plan.encode())
+        return {"seed": row.seed, "declined": sorted(declined)}
+
+    def _is_set_going(self, run_id: str) -> bool:
+        """Note that a queued run is being started; not where it was suspended in the meantime."""
+        with self._store.write() as db:
+            row = db.get_one(RunRow, run_id, with_for_update=True)
+            if (row.state, row.wanted) != (RunState.QUEUED.value, GO):
+                return False
+            row.state, row.changed, row.error = RunState.STARTING.value, now_ms(), None
+        self._mirror.wake(run_id)
+        return True
 
     def _end(self, run_id: str) -> None:
         """End a run's process: it is told to, and made to if it does not."""
-        process = process_of(self._site / "runs" / run_id)
+        directory = self._site / "runs" / run_id
         child = self._children.get(run_id)
-        if process is None and child is not None and not child.is_over():
-            process = child.pid
+        process = process_of(directory) or (child.pid if child is not None and not child.is_over() else None)
         if process is None:
             return
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGTERM)
         waited = threading.Event()
-        for _ in range(round(_GRACE_SECONDS / 0.05)):
-            if process_of(self._site / "runs" / run_id) is None and (child is None or child.is_over()):
-                return
-            waited.wait(0.05)
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.kill(process, kind)
+            for _ in range(round(_GRACE_SECONDS / 0.05)):
+                if process_of(directory) is None and (child is None or child.is_over()):
+                    return
+                waited.wait(0.05)
 
     def _settle(self, run_id: str) -> None:
         """Note how a run stands whose process is gone."""
-        child = self._children.pop(run_id, None)
-        code = child.exit_code if child is not None and child.is_over() else None
-        self._mirror.catch_up(run_id)  # what it wrote last
         directory = self._site / "runs" / run_id
+        with held(directory) as is_gone:
+            if not is_gone:
+                return
+            self._mirror.catch_up(run_id)  # what it wrote last
+            # The order first: a process that was sent by a control plane before this one may still be on its way.
+            began = withdraw_order(directory)
+            self._note_end(run_id, directory, began=began)
+        self._mirror.wake(run_id)
+
+    def _note_end(self, run_id: str, directory: Path, *, began: bool) -> None:
+        child = self._children.get(run_id)
+        code = child.exit_code if child is not None and child.is_over() else None
         with self._store.write() as db:
             row = db.get_one(RunRow, run_id, with_for_update=True)
             if row.state not in _GOING:
@@ -186,21 +211,15 @@ class Runner:
                 row.state = RunState.FINISHED.value
             elif row.wanted == STOP:
                 row.state = RunState.SUSPENDED.value
-            elif code == BUSY:
+            elif not began and code in (BUSY, None):  # it did nothing, or nobody was sent: the control plane was killed
                 row.state = RunState.QUEUED.value
             else:
                 row.state = RunState.INTERRUPTED.value
                 row.error = json.dumps(_interrupted(directory).to_document())
             row.changed = now_ms()
             state = row.state
-        self._mirror.wake(run_id)
-        _log.info("run_process_ended", run=run_id, state=state, exit_code=code)
-
-    def _put(self, run_id: str, state: RunState) -> None:
-        with self._store.write() as db:
-            row = db.get_one(RunRow, run_id, with_for_update=True)
-            row.state, row.changed, row.error = state.value, now_ms(), None
-        self._mirror.wake(run_id)
+        self._children.pop(run_id, None)
+        _log.info("run_process_ended", run=run_id, run_state=state, exit_code=code)
 
 
 def _interrupted(directory: Path) -> RunFailed:

@@ -14,7 +14,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
-from ringfence_policy.errors import Refused
+from ringfence_policy.errors import Refused, RingfenceError
 from ringfence_server.control.actor import Actor
 from ringfence_server.control.api import problems
 from ringfence_server.control.limits import App, Receive, Scope, Send, is_api
@@ -126,13 +126,19 @@ class SignOn:
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
-        scope.setdefault("state", {})["caller"] = caller = await self._caller(connection)
+        caller: Caller | None = None
+        refused: RingfenceError | None = None
+        try:
+            caller = await self._caller(connection)
+        except RingfenceError as fault:  # the store is away: whoever it is, it cannot be known
+            refused = fault
+        scope.setdefault("state", {})["caller"] = caller
         if scope["type"] == "websocket":
             if caller is None:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
                 return
-        elif (refused := self._refusal(connection, caller)) is not None:
+        elif (refused := refused or self._refusal(connection, caller)) is not None:
             headers = {"WWW-Authenticate": "Bearer"} if refused.http_status == NotSignedIn.http_status else {}
             answer = problems.answer(
                 problems.of_error(refused), request_id=scope["state"].get("request_id"), headers=headers

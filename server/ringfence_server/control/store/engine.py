@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from alembic import command
 from alembic.config import Config
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from ringfence_policy.errors import Fault, UsageError
 
 _WRITES = {"ringfence_writes": True}
+_RESULTS = "ringfence_results"
 _TURN = 0x52464350  # any number that nothing else in the database locks
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -51,7 +53,8 @@ class Store:
         """A transaction that is durable when the block ends, or never was. Writers take turns.
 
         Raises:
-            StoreFault: The database cannot be used; nothing was written.
+            StoreFault: The database cannot be used. Nothing was written, unless it went away while it wrote: then the
+                whole transaction may have been.
         """
         with _told(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
@@ -101,6 +104,8 @@ def open_store(url: str) -> Store:
         engine = create_engine(parsed, connect_args={"timeout": 30}, pool_size=20)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        event.listen(engine, "after_cursor_execute", _note_result)
+        event.listen(engine, "reset", _close_results)
     else:
         engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=20)
         event.listen(engine, "begin", _begin_postgresql)
@@ -119,6 +124,17 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get("ringfence_writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _note_result(connection: Connection, cursor: Any, *_: object) -> None:
+    connection.info.setdefault(_RESULTS, WeakSet()).add(cursor)
+
+
+def _close_results(dbapi_connection: object, record: Any, reset_state: object) -> None:  # noqa: ARG001 -- SQLAlchemy's
+    # SQLite keeps the state that a half-read result reads, past any rollback. Where an exception left one and is itself
+    # kept, the next transaction on this connection would read that old state, and could not write (BUSY_SNAPSHOT).
+    for cursor in record.info.pop(_RESULTS, ()):
+        cursor.close()
 
 
 def _begin_postgresql(connection: Connection) -> None:

@@ -15,6 +15,14 @@ class Base(DeclarativeBase):
     """The tables' common base."""
 
 
+class SiteRow(Base):
+    """The one directory whose runs are kept here, by the name that it gave itself."""
+
+    __tablename__ = "site"
+
+    name: Mapped[str] = mapped_column(_ID, primary_key=True)
+
+
 class ProposalRow(Base):
     """A plan that somebody proposed."""
 
