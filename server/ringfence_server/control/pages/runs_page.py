@@ -29,7 +29,10 @@ async def build(seat: Seat, _request: Request) -> None:
             shown_runs = Live("run_list", runs=runs.items)
         with ui.element("section").classes("card").props('aria-label="Proposals"'):
             block("title", text="Proposals")
-            shown = {one.id: _proposal(seat, told, one) for one in proposals.items}
+            shown = {}
+            for one in proposals.items:
+                with ui.element("div").classes("proposal"):
+                    shown[one.id] = _proposal(seat, told, one)
             if not shown:
                 block("text", text="No plan was proposed yet. Propose one on the page Preview.")
 

@@ -4,9 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from ringfence_policy.decision import Point
 from ringfence_server.control.actor import Role
 from ringfence_server.control.pages.drawing import Line
-from ringfence_server.control.views import Answered, Cell, EventView, HolderForecast, Reason, RunState, RunView
+from ringfence_server.control.views import (
+    Answered,
+    Cell,
+    DecisionView,
+    EventView,
+    HolderForecast,
+    Reason,
+    RunState,
+    RunView,
+)
 
 STATES = {
     RunState.QUEUED: "waiting",
@@ -39,6 +49,14 @@ STANDINGS = {
     "edited": "edited and not signed",
     "unsigned": "not signed",
     "unknown": "not known",
+}
+# What was asked of a holder's gate: by action and point of decision.
+_ASKED = {
+    ("train", Point.BEFORE_TRAINING): "to train",
+    ("train", Point.BEFORE_UPLOAD): "to send the update",
+    ("evaluate", Point.BEFORE_TRAINING): "to measure the model",
+    ("evaluate", Point.BEFORE_UPLOAD): "to send what was measured",
+    ("release", Point.RELEASE): "to release the model",
 }
 _KINDS = {"dataset": "of the data set, over all its uses", "policy": "under the present policy"}
 
@@ -154,6 +172,12 @@ def _closed(outcome: dict[str, Any]) -> str:
         said += f", {', '.join(refused)} refused"
     accuracy = (outcome["metrics"] or {}).get("accuracy")
     return f"{said}; accuracy {accuracy:.1%}." if accuracy is not None else f"{said}."
+
+
+def decided(one: DecisionView) -> str:
+    """What a holder's gate was asked, and in which round."""
+    asked = _ASKED.get((one.action, Point(one.point)), f"{one.action}, {one.point}")
+    return f"{asked}, round {one.round}" if one.round else asked
 
 
 def meter(quantity: str, owner: str) -> str:
