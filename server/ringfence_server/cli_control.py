@@ -37,12 +37,15 @@ def workshop(
     *,
     scenario: Annotated[str, typer.Option("--scenario", metavar="NAME", help="A bundled scenario.")] = "heart",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="A port of 127.0.0.1; 0 takes a free one.")] = 0,
+    pause: Annotated[
+        float, typer.Option("--pause", min=0, max=60, help="Seconds that a round waits before it trains, for the room.")
+    ] = 3.0,
     as_json: AsJson = False,
 ) -> None:
     """Start everything on this machine and print one link per role: no account, no network. Ctrl-C ends it all."""
     from ringfence_server.control.workshop import hold_workshop  # noqa: PLC0415 -- see the module docstring
 
-    hold_workshop(directory, scenario=scenario, port=port, as_json=as_json)
+    hold_workshop(directory, scenario=scenario, port=port, pause_seconds=pause, as_json=as_json)
 
 
 @control_app.command()

@@ -4,11 +4,12 @@ Flower's simulation is wired to Ray, which costs a minute of start-up and a giga
 above the transport is unchanged: the same Strategy, Message and holder code run here and over a SuperLink.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import getLogger
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -40,11 +41,20 @@ class EmbeddedGrid(Grid):
         nodes: The holders' nodes.
         cohort_app: The holders' side, loaded by its Flower app reference; takes messages and contexts in one order.
         flower_run_id: Flower's number for the run.
+        pause_seconds: How long a round waits before it trains, so that people can follow it.
     """
 
-    def __init__(self, *, nodes: Sequence[EmbeddedNode], cohort_app: CohortApp, flower_run_id: int) -> None:
+    def __init__(
+        self,
+        *,
+        nodes: Sequence[EmbeddedNode],
+        cohort_app: CohortApp,
+        flower_run_id: int,
+        pause_seconds: float = 0.0,
+    ) -> None:
         self._run = become_serverapp(flower_run_id)
         self._cohort_app = cohort_app
+        self._pause_seconds = pause_seconds
         self._nodes = {node.node_id: node for node in nodes}
         self._contexts = {
             node.node_id: Context(
@@ -85,6 +95,8 @@ class EmbeddedGrid(Grid):
         """Deliver messages at once and keep the replies to be pulled."""
         delivered = list(messages)
         ids = [stamp(message) for message in delivered]
+        if any(message.metadata.message_type == MessageType.TRAIN for message in delivered):
+            time.sleep(self._pause_seconds)
         if delivered:
             self._replies.update(zip(ids, self._deliver(delivered), strict=True))
         return ids

@@ -30,8 +30,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run_embedded(run: RunFile) -> None:
-    """Run Flower's ServerApp over nodes in this process."""
+def run_embedded(run: RunFile, *, pause_seconds: float = 0.0) -> None:
+    """Run Flower's ServerApp over nodes in this process.
+
+    Args:
+        run: The run.
+        pause_seconds: How long each round waits before it trains, so that people can follow it.
+    """
     from flwr.app import Context, RecordDict  # noqa: PLC0415 -- after logging is set up: Flower logs at import
 
     from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode  # noqa: PLC0415
@@ -47,7 +52,12 @@ def run_embedded(run: RunFile) -> None:
         )
         for node_id, card in run.nodes().items()
     ]
-    grid = EmbeddedGrid(nodes=nodes, cohort_app=reach(COHORT_APP), flower_run_id=run.flower_run_id)
+    grid = EmbeddedGrid(
+        nodes=nodes,
+        cohort_app=reach(COHORT_APP),
+        flower_run_id=run.flower_run_id,
+        pause_seconds=pause_seconds,
+    )
     context = Context(
         run_id=run.flower_run_id,
         node_id=0,

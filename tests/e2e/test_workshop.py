@@ -17,7 +17,7 @@ WITHIN_SECONDS = 120
 def workshop(tmp_path):
     """A workshop as a person starts it, on the bundled scenario: its process and what it printed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "ringfence_server.cli", "workshop", str(tmp_path / "workshop"), "--json"],
+        [sys.executable, "-m", "ringfence_server.cli", "workshop", str(tmp_path / "workshop"), "--pause", "0", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -32,11 +32,11 @@ class ControlPlane:
         runs, holders, evidence, access: The use cases.
     """
 
-    def __init__(self, site: Site, store: Store) -> None:
+    def __init__(self, site: Site, store: Store, *, pause_seconds: float = 0.0) -> None:
         self.site = site
         self.store = store
         self.mirror = Mirror(store, site.directory)
-        self._runner = Runner(store, self.mirror, site.directory)
+        self._runner = Runner(store, self.mirror, site.directory, pause_seconds=pause_seconds)
         self.access = AccessCases(store)
         self.holders = HolderCases(site, store, self.access)
         self.runs = RunCases(site, store, self.mirror, self._runner, self.access)
@@ -94,12 +94,13 @@ class ControlPlane:
             self._lock = -1
 
 
-def open_plane(directory: Path, *, database: str | None = None) -> ControlPlane:
+def open_plane(directory: Path, *, database: str | None = None, pause_seconds: float = 0.0) -> ControlPlane:
     """Open a control plane over a site. It looks after no run before `start`.
 
     Args:
         directory: The site.
         database: URL of the store; None keeps a SQLite file in the site.
+        pause_seconds: How long each round of its runs waits before it trains, so that people can follow it.
 
     Raises:
         ScenarioInvalid: The directory is no site.
@@ -107,4 +108,6 @@ def open_plane(directory: Path, *, database: str | None = None) -> ControlPlane:
         StoreFault: The database cannot be used.
     """
     site = Site(directory)
-    return ControlPlane(site, open_store(database or f"sqlite:///{site.directory / _DATABASE}"))
+    return ControlPlane(
+        site, open_store(database or f"sqlite:///{site.directory / _DATABASE}"), pause_seconds=pause_seconds
+    )

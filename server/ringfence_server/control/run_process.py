@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         with claimed(directory, sending) as order, occupied(site) as lock:
             name_occupant(lock, os.getpid())
             with told(directory):
-                run_embedded(_run(site, directory, order))
+                run_embedded(_run(site, directory, order), pause_seconds=order["pause_seconds"])
     except ScenarioBusy:
         return BUSY
     except RingfenceError as error:

@@ -60,12 +60,14 @@ class Runner:
         store: Where it is written which runs should go on.
         mirror: Copies what they wrote.
         site: The site's directory.
+        pause_seconds: How long each round of its runs waits before it trains.
     """
 
-    def __init__(self, store: Store, mirror: Mirror, site: Path) -> None:
+    def __init__(self, store: Store, mirror: Mirror, site: Path, *, pause_seconds: float) -> None:
         self._store = store
         self._mirror = mirror
         self._site = site
+        self._pause_seconds = pause_seconds
         self._children: dict[str, _Child] = {}
         self._nudge = threading.Event()
         self._over = False
@@ -160,7 +162,7 @@ class Runner:
                 select(AnswerRow.holder).where(AnswerRow.proposal == proposal.id, AnswerRow.answer == "declined")
             ).all()
         write_durably(directory / PLAN, proposal.plan.encode())
-        return {"seed": row.seed, "declined": sorted(declined)}
+        return {"seed": row.seed, "declined": sorted(declined), "pause_seconds": self._pause_seconds}
 
     def _is_set_going(self, run_id: str) -> bool:
         """Note that a queued run is being started; not where it was suspended in the meantime."""

@@ -60,6 +60,7 @@ def serving(
     settings: ControlSettings,
     provider: IdentityProvider | None,
     ends_runs: bool,
+    pause_seconds: float = 0.0,
 ) -> Iterator[Served]:
     """An application over a directory, ready to be served by the caller.
 
@@ -69,8 +70,9 @@ def serving(
         settings: How it is reached.
         provider: Who vouches for people.
         ends_runs: Whether the runs that go on are ended with it. Otherwise they outlive it.
+        pause_seconds: How long each round waits before it trains, so that people can follow it.
     """
-    plane = open_plane(directory, database=database)
+    plane = open_plane(directory, database=database, pause_seconds=pause_seconds)
     try:
         plane.start()
         sign_on = SignOnStore(plane.store, settings)

@@ -34,7 +34,7 @@ class Seat:
     words: str
 
 
-def hold_workshop(directory: Path, *, scenario: str, port: int, as_json: bool) -> None:
+def hold_workshop(directory: Path, *, scenario: str, port: int, pause_seconds: float, as_json: bool) -> None:
     """Copy a bundled scenario to `directory`, serve it on 127.0.0.1 until interrupted, and end everything then.
 
     A directory that a workshop made before is gone on with.
@@ -51,7 +51,9 @@ def hold_workshop(directory: Path, *, scenario: str, port: int, as_json: bool) -
     server = ControlServer(port=port)
     try:
         settings = ControlSettings(origins=local_origins(server.port, [seat.name for seat in seats]), workshop=True)
-        with serving(directory, database=None, settings=settings, provider=None, ends_runs=True) as site:
+        with serving(
+            directory, database=None, settings=settings, provider=None, ends_runs=True, pause_seconds=pause_seconds
+        ) as site:
             site.sign_on.forget_links()
             links = {
                 seat: site.sign_on.make_link(role=seat.role, name=seat.words, holder=seat.holder) for seat in seats
