@@ -19,7 +19,8 @@ test: $(VENV)/.installed
 faults: $(VENV)/.installed
 	$(RUN)/python -m pytest -n 0 -m faults tests/deployment
 
-# Pictures of every page of the control plane, light and dark, wide and narrow, into build/screenshots.
+# Pictures of every page of the control plane, light and dark, wide and narrow, into build/screenshots; those that the
+# documentation shows, into docs/pictures.
 screenshots: $(VENV)/.installed
 	$(RUN)/python tests/control/make_screenshots.py build/screenshots
 

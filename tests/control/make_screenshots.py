@@ -1,5 +1,9 @@
-"""Pictures of every page, light and dark, wide and narrow: `make screenshots`. By hand; nothing is compared."""
+"""Pictures of every page, light and dark, wide and narrow: `make screenshots`. By hand; nothing is compared.
 
+Those that the documentation shows are renewed in docs/pictures.
+"""
+
+import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,6 +11,11 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from playwright.sync_api import Page
 from workshop_room import NARROW, WIDE, Room, ended, open_room, open_workshop, propose, start
+
+IN_DOCS = Path(__file__).parents[2] / "docs" / "pictures"
+# How far down, in pixels.
+SHOWN = {"run-light": 985, "run-dark": 985, "preview-light": 1020, "my-data-light": 900, "audit-record-light": 860}
+QUALITY = 70
 
 
 def main(out: Path) -> None:
@@ -38,10 +47,10 @@ def main(out: Path) -> None:
         ):
             picture(room.page(role, path), out, name)
         page = room.page("regulator", "/audit")
-        page.get_by_role("link", name="The log of Budapest").first.click()
-        page.locator("h1", has_text="budapest").wait_for()
+        page.get_by_role("link", name="coordinator").last.click()
+        page.locator("h1", has_text="The log of").wait_for()
         picture(page, out, "audit-log")
-        page.get_by_role("row", name="decision").first.get_by_role("link").click()
+        page.get_by_role("row", name=re.compile("deny train.*epsilon")).first.get_by_role("link").click()
         page.get_by_text("The proof holds").wait_for()
         picture(page, out, "audit-record")
         dialog(room, out)
@@ -63,6 +72,10 @@ def picture(page: Page, out: Path, name: str) -> None:
         for theme in ("light", "dark"):
             page.emulate_media(color_scheme=theme, reduced_motion="reduce")
             page.screenshot(path=out / f"{name}-{width}-{theme}.png", full_page=True, animations="disabled")
+            shown = f"{name}-{theme}"
+            if width == "wide" and shown in SHOWN:
+                page.set_viewport_size({"width": WIDE["width"], "height": SHOWN[shown]})
+                page.screenshot(path=IN_DOCS / f"{shown}.jpg", type="jpeg", quality=QUALITY, animations="disabled")
     page.set_viewport_size(WIDE)
 
 

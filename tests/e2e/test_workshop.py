@@ -16,8 +16,9 @@ WITHIN_SECONDS = 120
 @pytest.fixture
 def workshop(tmp_path):
     """A workshop as a person starts it, on the bundled scenario: its process and what it printed."""
+    options = ["--pause", "0", "--json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ringfence_server.cli", "workshop", str(tmp_path / "workshop"), "--pause", "0", "--json"],
+        [sys.executable, "-m", "ringfence_server.cli", "workshop", str(tmp_path / "workshop"), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -43,7 +43,8 @@ class Workshop:
 @contextmanager
 def open_workshop(directory: Path, *, pause: float = 0) -> Iterator[Workshop]:
     """`ringfence workshop`, until the block ends; then it must end in good order."""
-    command = [sys.executable, "-m", "ringfence_server.cli", "workshop", str(directory), "--pause", str(pause), "--json"]
+    options = ["--pause", str(pause), "--json"]
+    command = [sys.executable, "-m", "ringfence_server.cli", "workshop", str(directory), *options]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     ) as process:

@@ -1,5 +1,6 @@
 """Draws lines over rounds as SVG, with what it shows in words for whoever does not see it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,14 +46,13 @@ def lines(series: Sequence[Line], *, title: str, last: int, low: float, high: fl
 
 def scatter(points: Mapping[str, tuple[float, float]], *, title: str, x_name: str, y_name: str) -> Markup:
     """Named points of a privacy/utility plane: epsilon to the right, quality upwards."""
-    x_high = max([x for x, _ in points.values()] or [1.0]) * 1.1 or 1.0
+    step = _round_step(max([x for x, _ in points.values()] or [1.0]) * 1.1 / _TICKS)
+    x_high = step * _TICKS
     values = [y for _, y in points.values()]
     low, high = (min(values) - 0.02, max(values) + 0.02) if values else (0.0, 1.0)
     x, y = _scale(0, x_high, _LEFT, _WIDTH - _RIGHT), _scale(low, high, _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(low, high, y)]
-    for step in range(_TICKS + 1):
-        value = x_high * step / _TICKS
-        parts.append(_text(x(value), _HEIGHT - 22, f"{value:.2g}", "middle"))
+    parts.extend(_text(x(step * n), _HEIGHT - 22, f"{step * n:g}", "middle") for n in range(_TICKS + 1))
     parts.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 3, x_name, "middle"))
     for number, (a, b) in enumerate(points.values()):
         parts.append(_mark(x(a), y(b), number, size=9))
@@ -64,6 +64,12 @@ def scatter(points: Mapping[str, tuple[float, float]], *, title: str, x_name: st
         p=Markup("").join(parts),
         legend=_legend([Line(name, (point,)) for name, point in points.items()]),
     )
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2 or 5 times a power of ten that is not below `least`."""
+    power = 10.0 ** math.floor(math.log10(least)) if least > 0 else 0.1
+    return next(float(f"{times * power:.1g}") for times in (1, 2, 5, 10) if times * power >= least * (1 - 1e-9))
 
 
 class _scale:  # noqa: N801 -- used as the function it stands for
