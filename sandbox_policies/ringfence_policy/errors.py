@@ -7,7 +7,8 @@
     │   ├── ScenarioInvalid              a scenario directory is incomplete
     │   ├── ScenarioBusy                 another run is going on in the directory
     │   ├── NotKnown                     there is no such thing, or whoever asks may not know of it
-    │   └── Conflict                     the state of things does not allow it now, or has changed meanwhile
+    │   ├── Conflict                     the state of things does not allow it now, or has changed meanwhile
+    │   └── AtTheHolder                  it is done on the data holder's own machine, and nowhere else
     ├── Refused                 exit 3   an answer, not a fault
     │   ├── TrustRefused                 a signature, key, type, sequence number or digest does not hold
     │   ├── BudgetExhausted              a privacy or round budget does not allow this use
@@ -127,6 +128,13 @@ class Conflict(UsageError):
     http_status = 409
 
 
+class AtTheHolder(UsageError):
+    """It is done on the data holder's own machine, by its own commands, and nowhere else."""
+
+    code = "at-the-holder"
+    http_status = 409
+
+
 class Refused(RingfenceError):
     """An answer rather than a fault: what was asked is not allowed."""
 
@@ -188,6 +196,7 @@ class DeploymentFault(Fault):
     """The coordinator's SuperLink, or its front for nodes, does not answer or cannot be started."""
 
     code = "deployment-fault"
+    http_status = 503
 
 
 class RunFailed(Fault):

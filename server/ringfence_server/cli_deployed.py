@@ -46,7 +46,8 @@ def run_deployment(
             found = going_on(deployment)
             if found is not None:
                 return _join(control, *found, as_json=as_json)
-            return _carry_out(control, take_up(deployment, control), as_json=as_json)
+            before = unfinished_run(deployment.directory)
+            return _carry_out(control, take_up(deployment, control, before), as_json=as_json)
         refuse_second(deployment)
         run = start_deployed_run(deployment, control, plan=plan, out=out, seed=seed)
         return _carry_out(control, run, as_json=as_json)

@@ -138,9 +138,11 @@ def _is_at_terminal() -> bool:
 
 def show_holders(directory: Path, *, as_json: bool) -> None:
     """`ringfence coordinator holders`."""
+    from ringfence_server.connections import connections  # noqa: PLC0415 -- Flower and uvicorn
+
     deployment = load_deployment(directory)
     registrations = Registry(deployment.holders).registrations()
-    states = _states(deployment)
+    states = connections(deployment)
     rows = [
         {
             "holder": holder_id,
@@ -235,24 +237,6 @@ def _use_keys_now(deployment: Deployment, registry: Registry) -> bool:
             return False  # it is just starting, and takes the keys when it is up; the front goes by the letters alone
         raise
     return True
-
-
-def _states(deployment: Deployment) -> dict[str, str] | None:
-    """Each SuperNode's state by its key, or None where no SuperLink runs."""
-    from ringfence_server.coordinator_service import is_serving  # noqa: PLC0415
-    from ringfence_server.flower_control import FlowerControl  # noqa: PLC0415
-    from ringfence_server.superlink_keys import known_nodes  # noqa: PLC0415
-
-    if not is_serving(deployment):
-        return None
-    try:
-        with FlowerControl(deployment.control_address, authority=deployment.authority_file.read_bytes()) as control:
-            return {key: _STATES.get(node.status, node.status) for key, node in known_nodes(control).items()}
-    except DeploymentFault:
-        return None
-
-
-_STATES = {"registered": "never connected", "online": "connected", "offline": "not connected"}
 
 
 def _read(path: Path) -> str:

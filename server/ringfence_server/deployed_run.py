@@ -3,13 +3,13 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import DeploymentFault, ScenarioBusy, ScenarioInvalid, UsageError
+from ringfence_policy.errors import DeploymentFault, NotAllowed, ScenarioBusy, ScenarioInvalid, UsageError
 from ringfence_server.conductor_lock import Conductor, conductor_of
 from ringfence_server.deployment import Deployment
 from ringfence_server.flower_control import ONLINE, FlowerControl, FlowerNode
@@ -23,7 +23,6 @@ from ringfence_server.run_file import (
     SuperNode,
     draft_run,
     reach,
-    unfinished_run,
 )
 from ringfence_server.superlink_keys import reconcile
 
@@ -115,12 +114,23 @@ class FlowerRun:
 
 
 def start_deployed_run(
-    deployment: Deployment, control: FlowerControl, *, plan: Path | None, out: Path | None, seed: int | None
-) -> RunFile:
+    deployment: Deployment, control: FlowerControl, *, plan: Path | None, out: Path | None, seed: int | None,
+    run_id: str | None = None, declined: Collection[str] = (),
+) -> RunFile:  # fmt: skip
     """Sign the plan for the registered holders and write run.json. Nothing is started yet.
+
+    Args:
+        deployment: The deployment.
+        control: Its SuperLink.
+        plan: Another plan than the deployment's plan.toml.
+        out: Where results go; the run's own directory by default.
+        seed: Makes the run a rehearsal with seeded noise: NOT PRIVATE.
+        run_id: The run's name, where it was given one before; otherwise it gets one.
+        declined: Holders who are registered and want no part in it.
 
     Raises:
         ScenarioInvalid: Nobody is registered, or plan or schema are missing.
+        NotAllowed: Everybody declined.
         DeploymentFault: The SuperLink does not answer, or no data holder is connected.
     """
     terms, schema = deployment.read_plan(plan), deployment.read_schema()
@@ -132,23 +142,25 @@ def start_deployed_run(
             next_step=f"hand out {deployment.invitation_file}, and take in what comes back: "
             f"`ringfence coordinator register {deployment.directory} REGISTRATION`",
         )
+    cards = {holder: card for holder, card in cards.items() if holder not in declined}
+    if not cards:
+        raise NotAllowed("every data holder declined", expected="at least one that takes part")
     if terms.model.kind == "module":
         reach(INITIAL_MODEL)  # this machine makes the model that the run starts from: is what it takes installed?
-    supernodes = _supernodes(deployment, control)
-    draft = draft_run(deployment.directory, plan=terms, schema=schema, cards=cards, out=out, seed=seed)
-    run = replace(draft, superlink=control.address, supernodes=supernodes)
+    nodes = _supernodes(deployment, control)
+    draft = draft_run(deployment.directory, plan=terms, schema=schema, cards=cards, out=out, seed=seed, run_id=run_id)
+    run = replace(draft, superlink=control.address, supernodes={holder: nodes[holder] for holder in cards})
     run.save()
     return run
 
 
-def take_up(deployment: Deployment, control: FlowerControl) -> RunFile:
-    """The newest unfinished run, for one more attempt over the SuperNodes as they are registered now.
+def take_up(deployment: Deployment, control: FlowerControl, before: RunFile) -> RunFile:
+    """A run that was begun before, for one more attempt over the SuperNodes as they are registered now.
 
     Raises:
-        ScenarioInvalid: There is none.
+        ScenarioInvalid: None of its holders is registered any more.
         DeploymentFault: As for `start_deployed_run`.
     """
-    before = unfinished_run(deployment.directory)
     nodes = _supernodes(deployment, control)
     roots = {holder: card.root for holder, card in Registry(deployment.holders).cards().items()}
     # The plan names its holders for good. Who was removed since is not asked: there is no SuperNode for it.

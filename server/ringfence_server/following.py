@@ -42,7 +42,7 @@ def following(run: RunFile, *, resume: str) -> Iterator[None]:
         RunFailed: This process was interrupted; whatever the block started was ended by then.
     """
     try:
-        with _termination_interrupts():
+        with termination_interrupts():
             yield
     except KeyboardInterrupt:
         raise RunFailed(
@@ -98,7 +98,7 @@ def _events(run: RunFile) -> Path:
 
 
 @contextmanager
-def _termination_interrupts() -> Iterator[None]:
+def termination_interrupts() -> Iterator[None]:
     """Take SIGTERM for Ctrl-C, so that whoever stops this process stops the run with it."""
     if threading.current_thread() is not threading.main_thread():
         yield

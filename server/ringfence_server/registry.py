@@ -55,6 +55,15 @@ class Registry:
         """Which holder a SuperNode's key speaks for: the holder's id by the key in PEM."""
         return {letter.flower_key: holder_id for holder_id, letter in self.registrations().items()}
 
+    def state(self) -> frozenset[tuple[str, int, int]]:
+        """Something that is equal for as long as no registration comes or goes."""
+        # Letters are replaced whole, so that any change shows in the names, numbers or times of the files.
+        return frozenset(
+            (entry.name, (state := entry.stat()).st_ino, state.st_mtime_ns)
+            for entry in os.scandir(self.directory)
+            if entry.name.endswith(".jws") and not entry.name.startswith(".")
+        )
+
     def check(self, letter: Registration) -> Registration | None:
         """Whether a letter, in itself genuine, may be kept beside the others.
 
@@ -166,12 +175,7 @@ class KeyTable:
 
     def holder_of(self, key: str) -> str | None:
         """The holder that a SuperNode's key speaks for; None for everybody else."""
-        # Letters are replaced whole, so that any change shows in the names, numbers or times of the files.
-        now = frozenset(
-            (entry.name, (state := entry.stat()).st_ino, state.st_mtime_ns)
-            for entry in os.scandir(self._registry.directory)
-            if entry.name.endswith(".jws") and not entry.name.startswith(".")
-        )
+        now = self._registry.state()
         if now != self._seen:
             self._keys = self._registry.keys()
             self._seen = now

@@ -77,6 +77,13 @@ def served_api(place: Path):
         policies=dict.fromkeys(HOLDERS, rich),
         profiles={holder: {"dataset.epsilon": "900"} for holder in HOLDERS},
     ).directory
+    with served_site(site) as api:
+        yield api
+
+
+@contextmanager
+def served_site(site: Path):
+    """Serve a site that is there until the block ends."""
     server = ControlServer()
     settings = ControlSettings(origins=local_origins(server.port), workshop=True)
     plane = open_plane(site)

@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import select
 
 from ringfence_policy.accounting import PICO
-from ringfence_policy.clauses import explain
 from ringfence_policy.errors import Conflict, NotAllowed, NotKnown, UsageError
 from ringfence_policy.mechanism import MICRO
 from ringfence_server.control.access import AccessCases
@@ -61,7 +60,7 @@ class HolderCases:
                 holder=holder,
                 name=profile.name,
                 region=profile.region,
-                standing=self._site.desk(holder).look()["standing"],
+                standing=self._site.look(holder).standing,
             )
             for holder, profile in sorted(self._site.holders.items())
             if actor.role is not Role.HOLDER or actor.holder == holder
@@ -75,7 +74,7 @@ class HolderCases:
         """
         allow(actor, Act.SEE_HOLDERS, holder=holder)
         profile = self._site.holder(holder)
-        found = self._site.desk(holder).look()
+        found = self._site.look(holder)
         own = actor.role is Role.HOLDER
         self._access.note_read(actor, f"holder {holder}")
         with self._store.read() as db:
@@ -84,14 +83,14 @@ class HolderCases:
             holder=holder,
             name=profile.name,
             region=profile.region,
-            policy=found["policy"],
-            standing=found["standing"],
-            reason=found["reason"],
-            sentences=tuple(found["sentences"] or explain(self._site.scenario().policies[holder])),
-            meters=tuple(_meter(one, own=own) for one in found["meters"] if own or one["quantity"] == "epsilon"),
+            policy=found.policy,
+            standing=found.standing,
+            reason=found.reason,
+            sentences=found.sentences,
+            meters=tuple(_meter(one, own=own) for one in found.meters if own or one["quantity"] == "epsilon"),
             asks_first=asks,
             own=own,
-            local=True,
+            local=self._site.local,
         )
 
     # --- for a data holder's own officer -----------------------------------------------------------------------------
@@ -101,6 +100,7 @@ class HolderCases:
 
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
+            AtTheHolder: In a deployment.
         """
         self._own(actor, Act.EDIT_POLICY, holder)
         return _text(self._site.desk(holder).policy_text())
@@ -116,6 +116,7 @@ class HolderCases:
 
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
+            AtTheHolder: In a deployment.
             Conflict: It was changed since it was read.
             DocumentInvalid: It is no policy of this holder's, or its version did not rise.
         """
@@ -143,6 +144,7 @@ class HolderCases:
 
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
+            AtTheHolder: In a deployment.
             UsageError: There is no reason, or it is none of the three.
         """
         self._own(actor, Act.STOP_USE, holder)
@@ -156,6 +158,7 @@ class HolderCases:
 
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
+            AtTheHolder: In a deployment.
         """
         self._own(actor, Act.OWN_DATA, holder)
         found = self._site.desk(holder).uses()
@@ -180,6 +183,7 @@ class HolderCases:
 
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
+            AtTheHolder: In a deployment.
         """
         self._own(actor, Act.OWN_DATA, holder)
         if not 1 <= limit <= _MOST_SHOWN:

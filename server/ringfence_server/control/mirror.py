@@ -36,7 +36,7 @@ class Mirror:
 
     def __init__(self, store: Store, site: Path) -> None:
         self._store = store
-        self._here = json.dumps(f"{site}/")[1:-1]
+        self._here = json.dumps(str(site))[1:-1]
         self._runs = site / "runs"
         self._lock = threading.Lock()
         self._waiting: dict[str, set[tuple[asyncio.AbstractEventLoop, asyncio.Event]]] = {}
@@ -55,9 +55,10 @@ class Mirror:
                 if seq > row.read_to:
                     name, at = event.pop("event"), event.pop("at")
                     # Where the site lies on this machine is nobody's business who watches.
-                    body = json.dumps({"at_ms": round(at * 1000), **event}).replace(self._here, "")
+                    whole = json.dumps({"at_ms": round(at * 1000), **event})
+                    body = whole.replace(f"{self._here}/", "").replace(self._here, "DIR")
                     db.add(EventRow(run=run_id, seq=seq, name=name, body=body))
-                    _move(row, name, event)
+                    _move(row, name, json.loads(body))
                     row.read_to = seq
             row.changed = now_ms()
         self.wake(run_id)

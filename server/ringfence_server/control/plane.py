@@ -15,9 +15,11 @@ from ringfence_server.control.holders import HolderCases
 from ringfence_server.control.mirror import Mirror
 from ringfence_server.control.runner import Runner
 from ringfence_server.control.runs import RunCases
+from ringfence_server.control.scenario_site import ScenarioSite
 from ringfence_server.control.site import Site
 from ringfence_server.control.store.engine import Store, open_store
 from ringfence_server.control.store.tables import SiteRow
+from ringfence_server.deployment import is_deployment
 
 _DATABASE = "control.db"
 _LOCK = ".control.lock"
@@ -107,7 +109,21 @@ def open_plane(directory: Path, *, database: str | None = None, pause_seconds: f
         UsageError: The URL is of no database that is known.
         StoreFault: The database cannot be used.
     """
-    site = Site(directory)
+    site = open_site(directory)
     return ControlPlane(
         site, open_store(database or f"sqlite:///{site.directory / _DATABASE}"), pause_seconds=pause_seconds
     )
+
+
+def open_site(directory: Path) -> Site:
+    """A scenario or a deployment, as a site.
+
+    Raises:
+        ScenarioInvalid: It is neither, or a part of it is missing.
+        DocumentInvalid: A file of it does not say what it must.
+    """
+    if not is_deployment(directory):
+        return ScenarioSite(directory)
+    from ringfence_server.control.deployment_site import DeploymentSite  # noqa: PLC0415 -- Flower, needed only here
+
+    return DeploymentSite(directory)

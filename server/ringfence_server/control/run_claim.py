@@ -17,6 +17,7 @@ from typing import Any
 
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import ScenarioBusy
+from ringfence_server.conductor_lock import conductor_of
 
 _ALIVE = "alive"
 _ORDER = "order.json"
@@ -96,9 +97,17 @@ def claimed(directory: Path, sending: str) -> Iterator[dict[str, Any]]:
 def process_of(directory: Path) -> int | None:
     """The process that carries a run out now, or None.
 
+    Of a run over a SuperLink two do, the one that follows it and the ServerApp's: the second where the first was killed.
+
     Args:
         directory: The run's.
     """
+    conductor = conductor_of(directory.parent.parent)
+    conducting = None if conductor is None or conductor.run_id != directory.name else conductor.process_id
+    return _claimant_of(directory) or conducting
+
+
+def _claimant_of(directory: Path) -> int | None:
     with held(directory) as nobody_does:
         if nobody_does:
             return None

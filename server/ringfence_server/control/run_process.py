@@ -1,30 +1,33 @@
 """The process of one run that a control plane started; it goes on when the control plane ends.
 
 Started as `python -m ringfence_server.control.run_process SITE RUN_ID SENDING`. What is to be run lies in the run's
-directory: `plan.toml` and `order.json`. A run that was begun before is taken up from its last committed round. Exit
-codes are the worker's, and BUSY where nothing was done: another run is going on in the site, or this process comes too
-late.
+directory: `plan.toml` and `order.json`. A run that was begun before is taken up from its last committed round. In a
+scenario this process carries the run out; in a deployment it does what `ringfence run --superlink` does: it has the
+SuperLink start the run's own process, and follows that to its end. Exit codes are the worker's, and BUSY where nothing
+was done: another run is going on in the site, or this process comes too late.
 """
 
 import json
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import RingfenceError, ScenarioBusy
+from ringfence_policy.errors import NotAllowed, RingfenceError, ScenarioBusy
 from ringfence_server.control.run_claim import claimed
-from ringfence_server.control.site import without
+from ringfence_server.deployment import is_deployment
 from ringfence_server.forecast import forecast, forecast_document
 from ringfence_server.occupation import name_occupant, occupied
 from ringfence_server.run_failure import keep_log, told
 from ringfence_server.run_file import RunFile, start_run
-from ringfence_server.scenario import load_scenario
+from ringfence_server.scenario import Scenario, load_scenario
 from ringfence_server.worker import run_embedded
 
 BUSY = 75
+INTERRUPTED = 1
 PLAN = "plan.toml"
 
 
@@ -36,10 +39,15 @@ def main(arguments: list[str]) -> int:
     try:
         with claimed(directory, sending) as order, occupied(site) as lock:
             name_occupant(lock, os.getpid())
-            with told(directory):
-                run_embedded(_run(site, directory, order), pause_seconds=order["pause_seconds"])
+            if is_deployment(site):
+                _follow(site, directory, order)
+            else:
+                with told(directory):
+                    run_embedded(_run(site, directory, order), pause_seconds=order["pause_seconds"])
     except ScenarioBusy:
         return BUSY
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except RingfenceError as error:
         return error.exit_code
     return 0
@@ -50,10 +58,28 @@ def _run(site: Path, directory: Path, order: Mapping[str, Any]) -> RunFile:
         run = RunFile.load(directory).next_attempt()
         run.save()
         return run
-    scenario = without(load_scenario(site, plan=directory / PLAN), frozenset(order["declined"]))
+    scenario = _without(load_scenario(site, plan=directory / PLAN), frozenset(order["declined"]))
     previews = [forecast_document(scenario.plan, forecast(scenario, scenario.plan))]
     write_durably(directory / "preview.json", json.dumps(previews).encode())
     return start_run(scenario, out=None, seed=order["seed"], run_id=directory.name)
+
+
+def _without(scenario: Scenario, holders: frozenset[str]) -> Scenario:
+    """A scenario without some of its holders, who declined.
+
+    Raises:
+        NotAllowed: None is left.
+    """
+    kept = {holder: profile for holder, profile in scenario.holders.items() if holder not in holders}
+    if not kept:
+        raise NotAllowed("every data holder declined", expected="at least one that takes part")
+    return replace(scenario, holders=kept, policies={holder: scenario.policies[holder] for holder in kept})
+
+
+def _follow(site: Path, directory: Path, order: Mapping[str, Any]) -> None:
+    from ringfence_server.control.deployed_process import follow_deployed  # noqa: PLC0415 -- needed only here
+
+    follow_deployed(site, directory, plan=directory / PLAN, seed=order["seed"], declined=order["declined"])
 
 
 if __name__ == "__main__":

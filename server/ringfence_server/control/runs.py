@@ -88,7 +88,7 @@ class RunCases:
         """Who would refuse a plan, why, and what change would make it pass. Uses no data and records nothing.
 
         Raises:
-            DocumentInvalid: It is no plan.
+            DocumentInvalid: It is no plan, or does not fit this site.
         """
         allow(actor, Act.PREVIEW)
         self._access.note_read(actor, "a preview")
@@ -103,7 +103,7 @@ class RunCases:
             once: The same key with the same plan proposes once, however often it is sent.
 
         Raises:
-            DocumentInvalid: It is no plan.
+            DocumentInvalid: It is no plan, or does not fit this site.
             Conflict: The key was used for something else.
         """
         allow(actor, Act.PROPOSE)
@@ -159,6 +159,7 @@ class RunCases:
         Raises:
             NotKnown: There is no such proposal.
             Conflict: A data officer has not answered, all declined, or the key was used for something else.
+            DeploymentFault: No data holder can be reached.
         """
         allow(actor, Act.START)
         with self._store.write() as db:
@@ -167,6 +168,7 @@ class RunCases:
             known = _once(db, actor, once, ("start", proposal_id, str(seed)), run_id)
             if known is None:
                 self._refuse_unanswered(self._proposal(db, proposal))
+                self._site.refuse_unready()
                 now = now_ms()
                 db.add(
                     RunRow(
@@ -279,11 +281,13 @@ class RunCases:
         Raises:
             NotKnown: There is no such run.
             Conflict: It goes on already, or has ended for good.
+            DeploymentFault: No data holder can be reached.
         """
         allow(actor, Act.RESUME)
         with self._store.write() as db:
             row = _run_row(db, run_id)
             _refuse_unless(row, _RESUMABLE, "resume")
+            self._site.refuse_unready()
             row.wanted, row.state, row.reason, row.error = GO, RunState.QUEUED.value, "", None
             row.changed = now_ms()
         self._runner.look_now()

@@ -36,15 +36,18 @@ class HolderForecast(View):
     """What one data holder's policy would say to a plan.
 
     Attributes:
-        rounds_permitted: How many of the plan's rounds it would permit.
+        permitted: Whether it would permit all of it; null where the holder decides on its own machine.
+        rounds_permitted: How many of the plan's rounds it would permit; null where it is not known here.
         change: What change of the plan would make it pass; "" where none would or none is needed.
+        note: Where nothing can be foreseen here: why, and whether the holder is connected.
     """
 
     holder: str
-    permitted: bool
-    rounds_permitted: int
+    permitted: bool | None
+    rounds_permitted: int | None
     reasons: tuple[Reason, ...]
     change: str = ""
+    note: str = ""
 
 
 class PlanView(View):
@@ -226,9 +229,11 @@ class HolderView(View):
     """A data holder as the role of whoever asks may see it.
 
     Attributes:
-        standing: One word for what its next gate will say: stands, revoked, suspended, edited, unsigned, unknown.
-        sentences: The policy, in plain English.
+        standing: What its next gate will say: stands, revoked, suspended, edited or unsigned. In a deployment, where
+            only its own machine knows that: connected, not connected or never connected.
+        sentences: The policy, in plain English; none in a deployment, and no meters.
         own: Whether this is the asker's own data, with figures that nobody else is shown.
+        local: Whether its policy, ledger and keys lie here; in a deployment they are on its own machine.
     """
 
     holder: str

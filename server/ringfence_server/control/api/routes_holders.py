@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from ringfence_policy.errors import Conflict, DocumentInvalid, NotAllowed, NotKnown, UsageError
+from ringfence_policy.errors import AtTheHolder, Conflict, DocumentInvalid, NotAllowed, NotKnown, UsageError
 from ringfence_server.control.api import problems
 from ringfence_server.control.api.asking import Caller, HolderId, Limit, Plane
 from ringfence_server.control.api.openapi import act_of
@@ -66,7 +66,7 @@ def show_holder(holder_id: HolderId, caller: Caller, plane: Plane) -> HolderView
 
 @router.get(
     "/api/v1/holders/{holder_id}/policy",
-    responses=documented(NotAllowed, NotKnown),
+    responses=documented(NotAllowed, NotKnown, AtTheHolder),
     openapi_extra=act_of(Act.EDIT_POLICY),
 )
 def show_policy(holder_id: HolderId, caller: Caller, plane: Plane, response: Response) -> PolicyText:
@@ -78,7 +78,9 @@ def show_policy(holder_id: HolderId, caller: Caller, plane: Plane, response: Res
 
 @router.put(
     "/api/v1/holders/{holder_id}/policy",
-    responses=documented(NotAllowed, NotKnown, Conflict, DocumentInvalid, UsageError, problems.PRECONDITION_REQUIRED),
+    responses=documented(
+        NotAllowed, NotKnown, AtTheHolder, Conflict, DocumentInvalid, UsageError, problems.PRECONDITION_REQUIRED
+    ),
     openapi_extra=act_of(Act.EDIT_POLICY),
 )
 def edit_policy(
@@ -103,7 +105,7 @@ def edit_policy(
 
 @router.post(
     "/api/v1/holders/{holder_id}/stops/{how}",
-    responses=documented(NotAllowed, NotKnown, Conflict, UsageError),
+    responses=documented(NotAllowed, NotKnown, AtTheHolder, Conflict, UsageError),
     openapi_extra=act_of(Act.STOP_USE),
 )
 def stop_use(holder_id: HolderId, how: StopUse, stop: Stop, caller: Caller, plane: Plane) -> HolderView:
@@ -112,7 +114,9 @@ def stop_use(holder_id: HolderId, how: StopUse, stop: Stop, caller: Caller, plan
 
 
 @router.get(
-    "/api/v1/holders/{holder_id}/uses", responses=documented(NotAllowed, NotKnown), openapi_extra=act_of(Act.OWN_DATA)
+    "/api/v1/holders/{holder_id}/uses",
+    responses=documented(NotAllowed, NotKnown, AtTheHolder),
+    openapi_extra=act_of(Act.OWN_DATA),
 )
 def list_uses(holder_id: HolderId, caller: Caller, plane: Plane) -> list[UseView]:
     """List what each run took from the data, newest first."""
@@ -121,7 +125,7 @@ def list_uses(holder_id: HolderId, caller: Caller, plane: Plane) -> list[UseView
 
 @router.get(
     "/api/v1/holders/{holder_id}/decisions",
-    responses=documented(NotAllowed, NotKnown, UsageError),
+    responses=documented(NotAllowed, NotKnown, AtTheHolder, UsageError),
     openapi_extra=act_of(Act.OWN_DATA),
 )
 def list_decisions(holder_id: HolderId, caller: Caller, plane: Plane, limit: Limit = 50) -> list[DecisionView]:

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from ringfence_policy.errors import Conflict, NotAllowed, NotKnown, UsageError
+from ringfence_policy.errors import Conflict, DeploymentFault, NotAllowed, NotKnown, UsageError
 from ringfence_server.control.api.asking import Caller, Cursor, Id, IdempotencyKey, Limit, Plane, RunId
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
@@ -56,7 +56,7 @@ class Reasoned(BaseModel):
 @router.post(
     "/api/v1/runs",
     status_code=202,
-    responses=documented(NotAllowed, NotKnown, Conflict),
+    responses=documented(NotAllowed, NotKnown, Conflict, DeploymentFault),
     openapi_extra=act_of(Act.START),
 )
 def start_run(
@@ -104,7 +104,7 @@ def suspend_run(run_id: RunId, why: Reasoned, caller: Caller, plane: Plane) -> R
 
 @router.post(
     "/api/v1/runs/{run_id}/resume",
-    responses=documented(NotAllowed, NotKnown, Conflict),
+    responses=documented(NotAllowed, NotKnown, Conflict, DeploymentFault),
     openapi_extra=act_of(Act.RESUME),
 )
 def resume_run(run_id: RunId, caller: Caller, plane: Plane) -> RunView:

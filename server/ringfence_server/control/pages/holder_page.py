@@ -3,9 +3,11 @@
 from fastapi import Request
 from nicegui import ui
 
-from ringfence_server.control.pages.controls import Field, Question, Told, button
-from ringfence_server.control.pages.frame import Live, attempt, block, frame, keep_looking
+from ringfence_server.control.pages.controls import Question, Told, button
+from ringfence_server.control.pages.distant_page import build_distant
+from ringfence_server.control.pages.frame import Live, attempt, frame, keep_looking
 from ringfence_server.control.pages.policy_editor import PolicyEditor
+from ringfence_server.control.pages.proposals import Proposals
 from ringfence_server.control.pages.seat import Seat
 from ringfence_server.control.views import HolderView
 
@@ -15,9 +17,12 @@ _MOST_DECISIONS = 25
 
 async def build(seat: Seat, _request: Request) -> None:
     """The page `/my-data`."""
-    policy = await seat.ask(seat.plane.holders.policy_text, seat.actor, seat.holder)
     view = await seat.ask(seat.plane.holders.view, seat.actor, seat.holder)
     with frame(seat, "/my-data", f"{view.name}: my data, my rules") as told:
+        if not view.local:
+            await build_distant(seat, view, told)
+            return
+        policy = await seat.ask(seat.plane.holders.policy_text, seat.actor, seat.holder)
         page = _HolderPage(seat, view, told)
         PolicyEditor(seat, policy, told, signed=page.look)
         page.used()
@@ -29,19 +34,10 @@ class _HolderPage:
     def __init__(self, seat: Seat, view: HolderView, told: Told) -> None:
         self._seat = seat
         self._told = told
-        self._pending: tuple[str, ...] | None = None
         self._standing = ""
         self._state = Live("holder_state", view=view)
         self._stop = ui.element("div").classes("row top")
-        with ui.element("section").classes("card").props('id=proposals aria-label="Proposals that wait for you"'):
-            block("title", text="Proposals that wait for you")
-            self._proposals = ui.element("div")
-            self._asks = Field(
-                "Ask me first: no run begins before I have answered its proposal",
-                "yes" if view.asks_first else "",
-                kind="check",
-                changed=self._ask_first,
-            )
+        self._proposals = Proposals(seat, view, told, answered=self.look)
         with ui.element("section").classes("card").props('aria-label="My budget"'):
             self._meters = Live("holder_meters", view=view)
         with ui.element("section").classes("card").props('aria-label="My rules"'):
@@ -62,10 +58,7 @@ class _HolderPage:
             part.show(view=view)
         self._uses.show(uses=await seat.ask(cases.uses, seat.actor, seat.holder))
         self._decisions.show(decisions=await seat.ask(cases.decisions, seat.actor, seat.holder, limit=_MOST_DECISIONS))
-        pending = await seat.ask(cases.pending, seat.actor, seat.holder)
-        if pending != self._pending:
-            self._pending = pending
-            await self._show_pending(pending)
+        await self._proposals.look()
         if view.standing != self._standing:
             self._standing = view.standing
             self._offer_stop(view)
@@ -93,45 +86,6 @@ class _HolderPage:
                     kind="red",
                     reason="Why? Everybody can read this.",
                 ).opener("Revoke the policy for good …")
-
-    async def _show_pending(self, pending: tuple[str, ...]) -> None:
-        seat = self._seat
-        self._proposals.clear()
-        with self._proposals:
-            if not pending:
-                block("text", text="None. Your policy decides every use besides.")
-            for proposal_id in pending:
-                proposal = await seat.ask(seat.plane.runs.proposal, seat.actor, proposal_id)
-                forecast = await seat.ask(seat.plane.runs.preview, seat.actor, proposal.text)
-                mine = next((one for one in forecast if one.holder == seat.holder), None)
-                block("pending", proposal=proposal, mine=mine)
-                note = Field("A note to the coordinator (may stay empty)")
-                with ui.element("div").classes("row"):
-                    self._answer("Approve", proposal_id, note, approves=True)
-                    self._answer("Decline", proposal_id, note, approves=False)
-
-    def _answer(self, text: str, proposal_id: str, note: Field, *, approves: bool) -> None:
-        seat = self._seat
-
-        async def press() -> None:
-            async def act() -> None:
-                await seat.ask(
-                    seat.plane.holders.answer, seat.actor, seat.holder, proposal_id, approves=approves, note=note.value
-                )
-                await self.look()
-                self._told.say("You approved it." if approves else "You declined: your data takes no part in its runs.")
-
-            await attempt(self._told, act)
-
-        button(text, press, kind="main" if approves else "")
-
-    async def _ask_first(self) -> None:
-        async def act() -> None:
-            wanted = self._asks.value == "yes"
-            await self._seat.ask(self._seat.plane.holders.ask_first, self._seat.actor, self._seat.holder, wanted=wanted)
-            self._told.say("You are asked before a run begins." if wanted else "Your policy alone decides.")
-
-        await attempt(self._told, act)
 
     async def _suspend(self, reason: str) -> None:
         await self._do("suspend", reason, "Every use of your data is stopped.")

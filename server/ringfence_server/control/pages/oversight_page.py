@@ -7,6 +7,7 @@ from ringfence_server.control.pages.controls import button
 from ringfence_server.control.pages.frame import block, frame
 from ringfence_server.control.pages.handing_out import hand_out_evidence
 from ringfence_server.control.pages.seat import Seat
+from ringfence_server.control.pages.wording import IN_ORDER
 from ringfence_server.control.permissions import Act
 from ringfence_server.control.views import RunState
 
@@ -22,7 +23,7 @@ async def build(seat: Seat, _request: Request) -> None:
     lead = "You see everything but records, updates and exact counts. What a regulator looks at is written down below."
     with frame(seat, "/oversight", "Oversight", lead) as told:
         cases = [run for run in runs if run.state in _OPEN]
-        block("open_cases", cases=cases, holders=[one for one in holders if one.standing != "stands"])
+        block("open_cases", cases=cases, holders=[one for one in holders if one.standing not in IN_ORDER])
         with ui.element("section").classes("card").props('aria-label="Evidence"'):
             block("title", text="Evidence of every run")
             if not runs:

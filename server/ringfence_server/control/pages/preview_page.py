@@ -12,13 +12,18 @@ from ringfence_server.control.permissions import Act
 async def build(seat: Seat, _request: Request) -> None:
     """The page `/preview`."""
     plans = {plan.name: plan for plan in await seat.ask(seat.plane.runs.plans, seat.actor)}
-    lead = "Nothing is used and nothing is recorded: the policies alone are asked."
+    local = seat.plane.site.local
+    lead = (
+        "Nothing is used and nothing is recorded: the policies alone are asked."
+        if local
+        else "Nothing is used and nothing is recorded: no data holder is asked before a run begins."
+    )
     with frame(seat, "/preview", "Who would refuse this plan?", lead) as told:
         with ui.element("section").classes("card").props('aria-label="Plan"'):
             chooser, place, controls = ui.element("div"), ui.element("div"), ui.element("div").classes("row")
         with ui.element("section").classes("card").props('aria-label="Answers"'):
             answers = Live("forecast", forecast=None, rounds=0)
-        block("preview_note")
+        block("preview_note", local=local)
         text: list[Field] = []
 
         async def choose() -> None:
@@ -48,7 +53,7 @@ async def build(seat: Seat, _request: Request) -> None:
             titles = {name: plan.title for name, plan in plans.items()}
             which = Field("Begin with the plan", next(iter(plans)), kind="select", options=titles, changed=choose)
         with controls:
-            button("Ask every policy", ask, kind="main")
+            button("Ask every policy" if local else "Check this plan", ask, kind="main")
             if seat.may(Act.PROPOSE):
                 button("Propose this plan", propose)
         await choose()

@@ -42,6 +42,8 @@ ROLES = {
     Role.REGULATOR: "regulator",
     Role.ADMINISTRATOR: "administrator",
 }
+# Of these nobody has to think.
+IN_ORDER = frozenset({"stands", "connected"})
 STANDINGS = {
     "stands": "in force",
     "revoked": "revoked",
@@ -49,6 +51,10 @@ STANDINGS = {
     "edited": "edited and not signed",
     "unsigned": "not signed",
     "unknown": "not known",
+    # Of a deployment, where only the holder's own machine knows how its policy stands.
+    "connected": "connected",
+    "not connected": "not connected",
+    "never connected": "never connected",
 }
 # What was asked of a holder's gate: by action and point of decision.
 _ASKED = {
@@ -196,15 +202,19 @@ def left(used: float) -> str:
 
 def forecast(one: HolderForecast, rounds: int) -> str:
     """What a policy would say to a plan."""
+    if one.permitted is None:
+        return one.note
     if one.permitted:
         return "takes part in every round"
-    if one.rounds_permitted > 0:
+    if one.rounds_permitted:
         return f"takes part in {one.rounds_permitted} of {rounds} rounds, and refuses from then on"
     return "refuses every round"
 
 
 def verdict(one: HolderForecast, rounds: int) -> tuple[str, str]:
     """The same as a class and a few words, for the back row."""
+    if one.permitted is None:
+        return "unforeseen", "? decides itself"
     if one.permitted:
         return "permits", "✓ permits"
     return (
