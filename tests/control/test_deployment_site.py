@@ -2,13 +2,12 @@
 
 import pytest
 from api_server import OWN, served_site
+from control_command import ControlCommand
 from control_plane import COORDINATOR
-from letters import Correspondent, supernode_key
+from made_up_deployment import make_deployment, register
 from tiny_scenario import COORDINATOR as NAME
-from tiny_scenario import write_scenario
 
 from ringfence_policy.errors import ScenarioInvalid
-from ringfence_policy.letters import Registration
 from ringfence_server.control.actor import Role
 from ringfence_server.control.plane import open_plane
 from ringfence_server.deployment import CoordinatorFile, init_deployment, load_deployment, now_utc
@@ -17,23 +16,10 @@ from ringfence_server.registry import Registry
 HOLDERS = (OWN, "birch")
 
 
-def register(deployment, *holders):
-    coordinator = deployment.coordinator()
-    for holder in holders:
-        token = Correspondent.named(holder).write(supernode_key())
-        Registry(deployment.holders).keep(Registration.open(token), token, coordinator)
-    coordinator.close()
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A deployment with two registered data holders, whose SuperLink does not run."""
-    place = tmp_path_factory.mktemp("consortium")
-    scenario = write_scenario(place / "scenario", holders=HOLDERS)
-    settings = CoordinatorFile(coordinator=NAME, names=("127.0.0.1",))
-    deployment = init_deployment(place / "deployment", settings, source=scenario.directory, now=now_utc())
-    register(deployment, *HOLDERS)
-    return deployment.directory
+    return make_deployment(tmp_path_factory.mktemp("consortium"), HOLDERS).directory
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +44,7 @@ def test_a_deployment_lists_its_registered_holders_and_says_that_the_rest_is_the
 def test_a_preview_guesses_at_no_policy_and_still_reads_the_plan(api):
     found = api.ask(Role.RESEARCHER, "POST", "/api/v1/previews", json={"text": api.plan()}).json()
     assert [one["permitted"] for one in found] == [None, None]
-    assert {one["note"] for one in found} == {"decides on its own machine; is not connected now"}
+    assert {one["note"] for one in found} == {"decides on its own machine (not connected)"}
     for wrong, said in (
         (api.plan().replace(NAME, "somebody-else"), "the plan is for another coordinator"),
         (api.plan().replace("[privacy]", '[privacy]\nunit = "subject"'), "the plan protects subjects"),
@@ -103,6 +89,26 @@ def test_nothing_is_begun_while_the_superlink_does_not_run(api):
     assert "ringfence coordinator start DIR" in told.json()["expected"]
     assert str(api.plane.site.directory) not in told.text
     assert not api.plane.runs.runs(COORDINATOR).items
+
+
+def test_every_page_shows_what_is_the_holders_in_plain_words_and_is_no_error(tmp_path):
+    site = make_deployment(tmp_path, HOLDERS).directory
+    with ControlCommand(site, [OWN]) as control:
+        control.ask(Role.RESEARCHER, "POST", "/api/v1/proposals", json={"text": (site / "plan.toml").read_text()})
+        mine = control.page(OWN, "/my-data")
+        for words in (
+            "Your data and your rules stay with you",
+            "ringfence-node revoke DIR --reason",
+            "Your signed policy decides on your own machine",
+            "Decline",
+        ):
+            assert words in mine
+        assert "Revoke the policy for good" not in mine
+        assert "It decides on its own machine (not connected)" in control.page(Role.COORDINATOR, "/preview")
+        assert "not connected" in control.page(Role.REGULATOR, "/oversight")
+        for who in (OWN, Role.COORDINATOR, Role.RESEARCHER, Role.REGULATOR, Role.ADMINISTRATOR):
+            for path in ("/", "/runs"):
+                control.page(who, path)
 
 
 def test_a_deployment_without_a_plan_is_refused_with_what_to_write(tmp_path):

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "ringfence-node start hospital": "tests/e2e/test_node_process.py",
     "ringfence coordinator start study": "tests/deployment/test_real_processes.py",
     "ringfence run study --superlink 127.0.0.1:9093": "tests/deployment/test_real_processes.py",
+    "ringfence control start study": "tests/control/test_deployment_site.py",
     "ringfence workshop": "tests/e2e/test_workshop.py",
 }
 

@@ -96,7 +96,7 @@ class DeploymentSite(Site):
                 permitted=None,
                 rounds_permitted=None,
                 reasons=(),
-                note=DECIDES if (state := self.look(holder).standing) == "connected" else f"{DECIDES}; is {state} now",
+                note=DECIDES if (state := self.look(holder).standing) == "connected" else f"{DECIDES} ({state})",
             )
             for holder in sorted(holders)
         )

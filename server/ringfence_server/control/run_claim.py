@@ -97,7 +97,7 @@ def claimed(directory: Path, sending: str) -> Iterator[dict[str, Any]]:
 def process_of(directory: Path) -> int | None:
     """The process that carries a run out now, or None.
 
-    Of a run over a SuperLink two do, the one that follows it and the ServerApp's: the second where the first was killed.
+    Of a run over a SuperLink two do, the one that follows and the ServerApp's: the second where the first was killed.
 
     Args:
         directory: The run's.
