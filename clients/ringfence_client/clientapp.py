@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ringfence_client import enforcement
 from ringfence_client.deadline import received
@@ -204,7 +204,7 @@ def _finish(message: Message, prepared: Prepared, result: Result | Fault | None)
     weight = prepared.node.home.profile.dataset.weight
     content[METRICS_RECORD] = MetricRecord({WEIGHT_KEY: weight})
     if prepared.request.action is Action.TRAIN:
-        file = np.frombuffer(save(dict(answer.arrays)), dtype=np.uint8)
+        file = np.frombuffer(answer.file, dtype=np.uint8)
         content[ARRAYS_RECORD] = ArrayRecord({FILE_KEY: Array(file)})
     return Message(content, reply_to=message)
 

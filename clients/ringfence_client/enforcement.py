@@ -79,9 +79,9 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Answer:
-    """What goes back to the coordinator: the update's arrays (empty for an evaluation) and the body beside them."""
+    """What goes back to the coordinator: the update's file (empty for an evaluation) and the body beside it."""
 
-    arrays: Arrays
+    file: bytes
     body: UseReply
 
 
@@ -131,9 +131,10 @@ def _judge_request(
         return terms
     if isinstance(papers, Decision):
         return papers
-    node.acknowledge(request.run_id)
-    if request.log is not None:
-        node.see(request.log, run_id=request.run_id)
+    with node.database.transaction():
+        node.acknowledge(request.run_id)
+        if request.log is not None:
+            node.see(request.log, run_id=request.run_id)
     refusal = _cannot_start(terms, request, model)
     if refusal is not None:
         return refusal
@@ -339,11 +340,11 @@ def _reply_of(prepared: Prepared, result: Result) -> StoredReply:
     if isinstance(result, Measured):
         histogram: Histogram | None = result.histogram
         trainer: TrainerName | None = None
-        arrays: Arrays = {}
+        file = b""
         digest = canonical.digest([list(row) for row in result.histogram])
     else:
-        histogram, trainer, arrays = None, result.trainer, result.arrays
-        digest = model_digest(arrays)
+        histogram, trainer, file = None, result.trainer, save(dict(result.arrays))
+        digest = canonical.digest_bytes(file)
     return StoredReply(
         hold_id=prepared.hold_id,
         digest=digest,
@@ -352,7 +353,7 @@ def _reply_of(prepared: Prepared, result: Result) -> StoredReply:
         trainer=trainer,
         histogram=histogram,
         cost=prepared.cost,
-        arrays=arrays,
+        file=file,
     )
 
 
@@ -397,7 +398,7 @@ def _answer(prepared: Prepared, reply: StoredReply) -> Answer:
         log=node.log_view(since=request.known_size),
         next=shown,
     )
-    return Answer(arrays=reply.arrays, body=body)
+    return Answer(file=reply.file, body=body)
 
 
 def _hold_id(request: UseRequest) -> str:

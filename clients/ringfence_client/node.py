@@ -264,7 +264,7 @@ class HolderNode:
 
     def papers(self, *, point: Point) -> Papers | Decision:
         """This holder's papers as they are on disk now, or the denial that their state amounts to."""
-        trust = self._trust.store("self", root_of(self.home))
+        trust = self._trust.store("self", root_of(self.home, self._files))
         papers = read_papers(self.home, self._files, trust, now_ms=self.clock(), point=point)
         self._trust.save()
         if isinstance(papers, Papers):

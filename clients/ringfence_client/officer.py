@@ -361,9 +361,14 @@ def last_signed_status(home: HolderHome, files: WatchedFiles | None = None) -> i
         raise TrustRefused("the number of the last status is unreadable", where=str(path)) from None
 
 
-def root_of(home: HolderHome) -> PublicKey:
-    """The holder's root public key, which whoever wants to verify this holder must learn out of band."""
-    return PublicKey.from_jwk(json.loads(home.root.read_text()))
+def root_of(home: HolderHome, files: WatchedFiles | None = None) -> PublicKey:
+    """The holder's root public key, which whoever wants to verify this holder must learn out of band.
+
+    Args:
+        home: The holder's directory.
+        files: Where the key is read through by those who ask often.
+    """
+    return (files or WatchedFiles()).read(home.root, lambda data: PublicKey.from_jwk(json.loads(data)))
 
 
 def _write_policy(papers: Path, policy: UsagePolicy, key: SigningKey) -> None:

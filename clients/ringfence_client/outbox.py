@@ -6,13 +6,8 @@ other.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import load, save
 
 from ringfence_policy import canonical
 from ringfence_policy.database import Database
@@ -46,7 +41,7 @@ class StoredReply:
         trainer: What trained; None for an evaluation.
         histogram: Counts by label and score, in thousandths, for an evaluation.
         cost: What it cost under the policy, as decided then.
-        arrays: The update, float32 by parameter name; empty for an evaluation.
+        file: The update as the safetensors file that its digest is of; empty for an evaluation.
     """
 
     hold_id: str
@@ -56,7 +51,7 @@ class StoredReply:
     trainer: TrainerName | None
     histogram: tuple[tuple[int, ...], tuple[int, ...]] | None
     cost: Cost
-    arrays: Mapping[str, npt.NDArray[np.float32]]
+    file: bytes
 
 
 class Outbox:
@@ -88,7 +83,7 @@ class Outbox:
             connection.execute(
                 "INSERT INTO outbox VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET description = excluded.description, arrays = excluded.arrays",
-                (request.run_id, _use(request), json.dumps(description, sort_keys=True), save(dict(reply.arrays))),
+                (request.run_id, _use(request), json.dumps(description, sort_keys=True), reply.file),
             )
 
     def find(self, ledger: PrivacyLedger, request: UseRequest) -> StoredReply | None:
@@ -115,7 +110,7 @@ class Outbox:
             trainer=description["trainer"],
             histogram=None if rows is None else (tuple(rows[0]), tuple(rows[1])),
             cost=Cost(**description["cost"]),
-            arrays=load(data),
+            file=data if rows is None else b"",
         )
 
     def empty(self, run_id: str) -> None:

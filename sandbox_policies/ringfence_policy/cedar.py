@@ -4,6 +4,9 @@ Cedar skips a rule that errors, so a limit written only as `forbid unless` would
 `permit` whose condition is the conjunction of all clauses (an error there means no permit, hence deny), and one
 `forbid unless` per clause beside it (Cedar names no reason for a default deny; these name every one). The schema is
 always passed, so that a request of the wrong shape is refused before any rule is tried.
+
+Most of a decision's time is Cedar's reading of the facts. What a plan says is the same in every round, so it is read
+once, as an entity kept under exactly the facts it holds; a request brings the rest.
 """
 
 import hashlib
@@ -32,13 +35,15 @@ namespace Ringfence {
   entity Tier in [Tier];
   entity Unit in [Unit];
   entity Evaluation in [Evaluation];
+  entity Plan = {
+    digest: String, purpose: Purpose, task: String, code: String, region: String, unit: Unit, names_subjects: Bool,
+    secure_aggregation: Bool, columns: Set<String>, retention_days: Long, release_to: Audience, release_tier: Tier,
+    rehearsal: Bool,
+  };
   type Use = {
-    policy: String, purpose: Purpose, task: String, plan: String, code: String, region: String, now: datetime,
-    rounds_used: Long, epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long, unit: Unit,
-    names_subjects: Bool,
-    records?: Long, records_withheld: Bool, holders: Long, secure_aggregation: Bool, sandboxed: Bool, at_holder: Bool,
-    columns: Set<String>,
-    retention_days: Long, release_to: Audience, release_tier: Tier, evaluation: Evaluation, rehearsal: Bool,
+    policy: String, plan: Plan, now: datetime, rounds_used: Long,
+    epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long,
+    records?: Long, records_withheld: Bool, holders: Long, sandboxed: Bool, at_holder: Bool, evaluation: Evaluation,
     revoked: Bool, suspended: Bool, round_under_way: Bool, status_fresh: Bool,
   };
   action train, evaluate, release appliesTo { principal: [Organisation], resource: [Dataset], context: Use };
@@ -84,7 +89,7 @@ class CedarEngine:
 
     def __init__(self, text: str) -> None:
         self._cedar = _cedarpy()
-        self._schema, self._entities = _schema_and_entities()
+        self._schema, _ = _schema_and_entities()
         verdict = self._cedar.validate_policies(text, self._schema)
         if not verdict:
             raise Fault("the compiled policy does not validate", got="; ".join(str(error) for error in verdict.errors))
@@ -103,7 +108,7 @@ class CedarEngine:
         answer = cedar.is_authorized(
             _as_cedar(request, point=point, records_withheld=records_withheld),
             self._policies,
-            self._entities,
+            _with_plan(_planned(request)),
             schema=self._schema,
         )
         names = set(answer.diagnostics.id_annotations_by_reason.values())
@@ -165,31 +170,19 @@ def _bound(clause: Clause, condition: str) -> str:
 
 
 def _as_cedar(request: RoundRequest, *, point: Point, records_withheld: bool) -> dict[str, Any]:
-    context: dict[str, Any] = {
+    context: dict[str, Any] = {  # the schema says which of these texts are times and which pairs are entities
         "policy": request.policy_id,
-        "purpose": _ref("Purpose", request.purpose),
-        "task": request.task,
-        "plan": request.plan_digest,
-        "code": request.code_digest or BUILT_IN,
-        "region": request.region,
-        "now": {"__extn": {"fn": "datetime", "arg": rfc3339(request.now)}},
+        "plan": _ref("Plan", request.plan_digest),
+        "now": rfc3339(request.now),
         "rounds_used": request.rounds_used,
         "epsilon_after_micro": request.epsilon_after_micro,
         "epsilon_cost_micro": request.epsilon_cost_micro,
         "delta_pico": request.delta_pico,
-        "unit": _ref("Unit", request.unit.value),
-        "names_subjects": request.names_subjects,
         "records_withheld": records_withheld,
         "holders": request.holders,
-        "secure_aggregation": request.secure_aggregation,
         "sandboxed": request.sandboxed,
         "at_holder": point is not Point.COORDINATOR,
-        "columns": sorted(request.columns),
-        "retention_days": request.retention_days,
-        "release_to": _ref("Audience", request.release_to.value),
-        "release_tier": _ref("Tier", request.release_tier.value),
         "evaluation": _ref("Evaluation", request.evaluation.value),
-        "rehearsal": request.rehearsal,
         "revoked": request.revoked,
         "suspended": request.suspended,
         "round_under_way": point is Point.BEFORE_UPLOAD,
@@ -198,15 +191,68 @@ def _as_cedar(request: RoundRequest, *, point: Point, records_withheld: bool) ->
     if request.records is not None and not records_withheld:
         context["records"] = request.records
     return {
-        "principal": {"type": "Ringfence::Organisation", "id": request.coordinator},
-        "action": {"type": "Ringfence::Action", "id": request.action.value},
-        "resource": {"type": "Ringfence::Dataset", "id": request.dataset_id},
+        "principal": _ref("Organisation", request.coordinator),
+        "action": _ref("Action", request.action.value),
+        "resource": _ref("Dataset", request.dataset_id),
         "context": context,
     }
 
 
-def _ref(kind: str, name: str) -> dict[str, dict[str, str]]:
-    return {"__entity": {"type": f"Ringfence::{kind}", "id": name}}
+@dataclass(frozen=True)
+class _Planned:
+    """The facts of a request that are its plan's."""
+
+    digest: str
+    purpose: str
+    task: str
+    code: str
+    region: str
+    unit: str
+    names_subjects: bool
+    secure_aggregation: bool
+    columns: frozenset[str]
+    retention_days: int
+    release_to: str
+    release_tier: str
+    rehearsal: bool
+
+
+def _planned(request: RoundRequest) -> _Planned:
+    return _Planned(
+        digest=request.plan_digest,
+        purpose=request.purpose,
+        task=request.task,
+        code=request.code_digest or BUILT_IN,
+        region=request.region,
+        unit=request.unit.value,
+        names_subjects=request.names_subjects,
+        secure_aggregation=request.secure_aggregation,
+        columns=request.columns,
+        retention_days=request.retention_days,
+        release_to=request.release_to.value,
+        release_tier=request.release_tier.value,
+        rehearsal=request.rehearsal,
+    )
+
+
+# Invariant: the key is every fact that the entity holds, and not the plan's name, which a request could misuse.
+@lru_cache(maxsize=64)
+def _with_plan(planned: _Planned) -> Any:
+    """The fixed entities, and the plan as one more, checked against the schema."""
+    schema, entities = _schema_and_entities()
+    attributes = vars(planned) | {
+        "purpose": _ref("Purpose", planned.purpose),
+        "unit": _ref("Unit", planned.unit),
+        "columns": sorted(planned.columns),
+        "release_to": _ref("Audience", planned.release_to),
+        "release_tier": _ref("Tier", planned.release_tier),
+    }
+    plan = {"uid": _ref("Plan", planned.digest), "attrs": attributes, "parents": []}
+    return entities.with_added_json_str(json.dumps([plan]), schema=schema)
+
+
+def _ref(kind: str, name: str) -> dict[str, str]:
+    return {"type": f"Ringfence::{kind}", "id": name}
 
 
 @cache
@@ -243,9 +289,9 @@ def _schema_and_entities() -> tuple[Any, Any]:
             parents[name, word] = covering
     entities = [
         {
-            "uid": {"type": f"Ringfence::{kind}", "id": name},
+            "uid": _ref(kind, name),
             "attrs": {},
-            "parents": [] if parent is None else [{"type": f"Ringfence::{kind}", "id": parent}],
+            "parents": [] if parent is None else [_ref(kind, parent)],
         }
         for (kind, name), parent in parents.items()
     ]

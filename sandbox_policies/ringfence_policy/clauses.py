@@ -137,7 +137,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="purposes",
         table="projects",
         odrl="purpose isAnyOf",
-        cedar=lambda policy: f"context.purpose in {entities('Purpose', policy.purposes)}",
+        cedar=lambda policy: f"context.plan.purpose in {entities('Purpose', policy.purposes)}",
         sentence=lambda policy: f"This data may be used only for {labels(policy.purposes)}.",
         limit=lambda policy: labels(policy.purposes),
         actual=lambda request: label(request.purpose),
@@ -147,7 +147,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="projects",
         odrl="prohibition: purpose isAnyOf",
         cedar=lambda policy: (
-            f"!(context.purpose in {entities('Purpose', policy.not_purposes)})" if policy.not_purposes else None
+            f"!(context.plan.purpose in {entities('Purpose', policy.not_purposes)})" if policy.not_purposes else None
         ),
         sentence=lambda policy: (
             f"This data may never be used for {labels(policy.not_purposes)}."
@@ -161,7 +161,9 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="tasks",
         table="projects",
         odrl="rf:task isAnyOf",
-        cedar=lambda policy: None if policy.tasks == EVERYTHING else f"{strings(policy.tasks)}.contains(context.task)",
+        cedar=lambda policy: (
+            None if policy.tasks == EVERYTHING else f"{strings(policy.tasks)}.contains(context.plan.task)"
+        ),
         sentence=lambda policy: (
             "Any task may be learned from this data."
             if policy.tasks == EVERYTHING
@@ -174,7 +176,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="plans",
         table="projects",
         odrl="rf:plan isAnyOf",
-        cedar=lambda policy: f"{strings(policy.plans)}.contains(context.plan)" if policy.plans else None,
+        cedar=lambda policy: f"{strings(policy.plans)}.contains(context.plan.digest)" if policy.plans else None,
         sentence=lambda policy: (
             f"Only {counted(len(policy.plans), 'training plan')} approved by digest may run."
             if policy.plans
@@ -187,7 +189,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="code",
         table="projects",
         odrl="rf:code isAnyOf",
-        cedar=lambda policy: f"{strings(policy.code)}.contains(context.code)",
+        cedar=lambda policy: f"{strings(policy.code)}.contains(context.plan.code)",
         sentence=code_sentence,
         limit=lambda policy: listed(policy.code, joined_by="or"),
         actual=lambda request: request.code_digest or BUILT_IN,
@@ -227,7 +229,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="settings",
         odrl="spatial isAnyOf",
         actions=USES,
-        cedar=lambda policy: f"{strings(policy.regions)}.contains(context.region)",
+        cedar=lambda policy: f"{strings(policy.regions)}.contains(context.plan.region)",
         sentence=lambda policy: f"This data may be computed on only in {listed(policy.regions, joined_by='or')}.",
         limit=lambda policy: listed(policy.regions, joined_by="or"),
         actual=lambda request: request.region,
@@ -248,7 +250,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:secureAggregation eq",
         actions=TRAINING,
         cedar=lambda policy: (
-            "context.secure_aggregation" if policy.secure_aggregation is SecureAggregation.REQUIRED else None
+            "context.plan.secure_aggregation" if policy.secure_aggregation is SecureAggregation.REQUIRED else None
         ),
         sentence=lambda policy: _yes(
             policy.secure_aggregation is SecureAggregation.REQUIRED,
@@ -276,7 +278,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="rf:column isAnyOf",
         actions=USES,
         cedar=lambda policy: (
-            None if policy.columns == EVERYTHING else f"{strings(policy.columns)}.containsAll(context.columns)"
+            None if policy.columns == EVERYTHING else f"{strings(policy.columns)}.containsAll(context.plan.columns)"
         ),
         sentence=lambda policy: (
             "All columns of this data may be read."
@@ -306,7 +308,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="rehearsal",
         table="data",
         odrl="rf:rehearsal eq",
-        cedar=lambda policy: None if policy.rehearsal is Rehearsal.ALLOWED else "!context.rehearsal",
+        cedar=lambda policy: None if policy.rehearsal is Rehearsal.ALLOWED else "!context.plan.rehearsal",
         sentence=lambda policy: _yes(
             policy.rehearsal is Rehearsal.ALLOWED,
             "Rehearsals without privacy are allowed, as for data that is published anyway.",
@@ -320,7 +322,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="privacy",
         odrl="rf:unit isAnyOf",
         actions=USES,
-        cedar=lambda policy: f"context.unit in {entity('Unit', policy.unit)}",
+        cedar=lambda policy: f"context.plan.unit in {entity('Unit', policy.unit)}",
         sentence=lambda policy: f"Privacy must protect at least {UNIT_WORDS[policy.unit]}.",
         limit=lambda policy: UNIT_WORDS[policy.unit],
         actual=lambda request: UNIT_WORDS[request.unit],
@@ -333,7 +335,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         cedar=lambda policy: (
             None
             if policy.subject_records is SubjectRecords.APART
-            else f"!context.names_subjects || context.unit in {entity('Unit', Unit.SUBJECT)}"
+            else f"!context.plan.names_subjects || context.plan.unit in {entity('Unit', Unit.SUBJECT)}"
         ),
         sentence=lambda policy: SUBJECT_SENTENCES[policy.subject_records],
         limit=lambda policy: policy.subject_records.value,
@@ -400,7 +402,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="outputs",
         odrl="duty: rf:deleteUpdates within rf:afterRound lteq",
         actions=USES,
-        cedar=lambda policy: f"context.retention_days <= {policy.retention_days}",
+        cedar=lambda policy: f"context.plan.retention_days <= {policy.retention_days}",
         sentence=retention_sentence,
         limit=lambda policy: f"at most {counted(policy.retention_days, 'day')}",
         actual=lambda request: counted(request.retention_days, "day"),
@@ -409,7 +411,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="release_to",
         table="outputs",
         odrl="rf:releaseTo isAnyOf",
-        cedar=lambda policy: f"context.release_to in {entity('Audience', policy.release_to)}",
+        cedar=lambda policy: f"context.plan.release_to in {entity('Audience', policy.release_to)}",
         sentence=lambda policy: RELEASE_SENTENCES[policy.release_to],
         limit=lambda policy: f"{policy.release_to.value} at most",
         actual=lambda request: request.release_to.value,
@@ -418,7 +420,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="release_tier",
         table="outputs",
         odrl="rf:releaseTier isAnyOf",
-        cedar=lambda policy: f"context.release_tier in {entity('Tier', policy.release_tier)}",
+        cedar=lambda policy: f"context.plan.release_tier in {entity('Tier', policy.release_tier)}",
         sentence=lambda policy: (
             f"Before any release the model must pass the gates of the {policy.release_tier.value} tier."
         ),

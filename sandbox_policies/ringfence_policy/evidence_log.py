@@ -98,7 +98,7 @@ def decision_record(decision: Decision, *, records: int | None, at_ms: int) -> t
 class _Edge:
     """How long the log is, and the hashes of the complete subtrees that make it up, largest first."""
 
-    version: tuple[int, int]
+    version: tuple[int, int, int]
     size: int
     hashes: list[bytes]
 
@@ -166,12 +166,15 @@ class EvidenceLog:
 
     def _edge(self) -> _Edge:
         """The right edge of the tree, read again where somebody else appended or something was undone."""
-        version, connection = self._database.version[:2], self._database.connection
+        version, known = self._database.version, self._known_edge
+        if known is not None and known.version == version:
+            return known
+        connection = self._database.connection
         size = _size(connection)
-        known = self._known_edge
-        if known is None or (known.version, known.size) != (version, size):
+        if known is None or (known.version[:2], known.size) != (version[:2], size):
             hashes = [_node(connection, level, position) for level, position in merkle.subtrees(0, size)]
             known = self._known_edge = _Edge(version, size, hashes)
+        known.version = version
         return known
 
     @property
@@ -185,8 +188,9 @@ class EvidenceLog:
         Raises:
             LedgerFault: The log is shorter, or its stored hashes are damaged.
         """
-        if size in (None, self.size):
-            return merkle.fold(self._edge().hashes)
+        edge = self._edge()
+        if size in (None, edge.size):
+            return merkle.fold(edge.hashes)
         return merkle.root(self._within(size), self._hash_of)
 
     def records(self, start: int = 0, end: int | None = None) -> list[dict[str, Any]]:
@@ -239,11 +243,10 @@ class EvidenceLog:
 
     def checkpoint(self, *, key: SigningKey, now_ms: int) -> str:
         """Sign the log's size and root as they are now."""
-        with self._database.transaction():  # one state: nothing is appended between size and root
-            size = self.size
-            document = Checkpoint(
-                origin=self.origin, size=size, root="sha256:" + self.root(size).hex(), at_ms=now_ms
-            ).to_document()
+        with self._database.turn:  # one state: nothing is appended between size and root
+            edge = self._edge()
+            root = "sha256:" + merkle.fold(edge.hashes).hex()
+            document = Checkpoint(origin=self.origin, size=edge.size, root=root, at_ms=now_ms).to_document()
         return sign(document, type=DocumentType.CHECKPOINT, key=key)
 
     def _within(self, size: int | None) -> int:

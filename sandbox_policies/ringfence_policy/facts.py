@@ -1,6 +1,6 @@
 """One use as a request to the gate, put together in the same way by coordinator, data holder and verifier."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def use_request(
         action=action,
         dataset_id=policy.dataset_id,
         now=datetime.fromtimestamp(now_ms / 1000, UTC),
-        **asdict(cost),
+        **vars(cost),
         delta_pico=policy.delta_pico,
         records=records,
         holders=cohort_size,

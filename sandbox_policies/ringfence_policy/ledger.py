@@ -20,6 +20,7 @@ many: SQLite's write lock orders them.
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from ringfence_policy import accounting, canonical, ledger_tables
@@ -314,7 +315,7 @@ class PrivacyLedger(LedgerReader):
             )
             if to is not HoldState.COMMITTED:  # what is sending counts as spent already: no meter moves
                 self._rewrite(self._meters_of(known.dataset_id, known.policy_id), may_grow=True)
-            return self._known(hold_id)
+            return replace(known, state=to, update_digest=update_digest or known.update_digest, detail=detail)
 
     def _insert(self, content: tuple[str, str, int, int, str, str, DpMechanism, Action]) -> None:
         *names, mechanism, action = content
@@ -336,7 +337,10 @@ class PrivacyLedger(LedgerReader):
         return known
 
     def _meters_of(self, dataset_id: str, policy_id: str) -> list[Meter]:
-        return [*self._dataset_meters(dataset_id), *self._policy_meters(policy_id)]
+        return self._while_unchanged(
+            ("meters", dataset_id, policy_id),
+            lambda: [*self._dataset_meters(dataset_id), *self._policy_meters(policy_id)],
+        )
 
     def _rewrite(self, meters: Iterable[Meter], *, may_grow: bool) -> None:
         """Store recomputed meters. Only registration and settling may lift a ceiling; a reservation never does.

@@ -108,6 +108,14 @@ class LedgerReader:
             LedgerFault: Dataset or policy is not registered.
             Unaccountable: The mechanism cannot be analysed together with the history.
         """
+        key = ("quote", dataset_id, policy_id, mechanism, action, run_id)
+        return self._while_unchanged(
+            key, lambda: self._quote(dataset_id, policy_id, mechanism, action=action, run_id=run_id)
+        )
+
+    def _quote(
+        self, dataset_id: str, policy_id: str, mechanism: DpMechanism | None, *, action: Action, run_id: str | None
+    ) -> Quote:
         dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
         rounds = self._rounds(policy, reserved=True)
         dataset_before, dataset_after = self._before_and_after(dataset, mechanism, run_id=run_id)
@@ -154,12 +162,16 @@ class LedgerReader:
             alongside: What each round does besides, with counts per round (a private evaluation, say).
             run_id: The run that asks. Without it the rounds count as those of a new run.
         """
-        dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
-        return min(
-            max(0, max_rounds - self._rounds(policy, reserved=True)),
-            self._fit(dataset, mechanism, alongside, at_most=at_most, run_id=run_id),
-            self._fit(policy, mechanism, alongside, at_most=at_most, run_id=run_id),
-        )
+
+        def count() -> int:
+            dataset, policy, max_rounds = self._budgets(dataset_id, policy_id)
+            return min(
+                max(0, max_rounds - self._rounds(policy, reserved=True)),
+                self._fit(dataset, mechanism, alongside, at_most=at_most, run_id=run_id),
+                self._fit(policy, mechanism, alongside, at_most=at_most, run_id=run_id),
+            )
+
+        return self._while_unchanged(("fit", dataset_id, policy_id, mechanism, at_most, alongside, run_id), count)
 
     def hold(self, hold_id: str) -> Hold | None:
         """The hold of that name, or none."""

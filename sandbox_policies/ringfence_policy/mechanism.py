@@ -126,7 +126,7 @@ class DpMechanism:
         """The noise multiplier in millionths, exactly."""
         return round(self.noise_multiplier * MICRO)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """The SHA-256 name of the canonical document."""
         return canonical.digest(self.to_document())

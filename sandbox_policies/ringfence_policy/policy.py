@@ -331,8 +331,7 @@ def document_keys() -> dict[str, dict[str, str]]:
 
 def rfc3339(moment: datetime) -> str:
     """An aware time as `2026-11-21T08:00:00.000Z`: UTC, to the millisecond (rounded down)."""
-    utc = moment.astimezone(UTC)
-    return utc.strftime("%Y-%m-%dT%H:%M:%S.") + f"{utc.microsecond // 1000:03d}Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _flat(file: PolicyFile) -> UsagePolicy:

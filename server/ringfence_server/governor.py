@@ -11,7 +11,9 @@ from typing import Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from safetensors.numpy import load
 
+from ringfence_policy import canonical
 from ringfence_policy.cohort import Cohort, largest_cohort
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import RingfenceError, RunFailed
@@ -43,7 +45,7 @@ from ringfence_server.conversation import ask, read_reply, replies_by_node, sile
 from ringfence_server.coordinator import Coordinator, HolderView
 from ringfence_server.outcome import NO_REPLY, Refusal, RejectedUpdate, RoundOutcome, clauses_by_holder
 from ringfence_server.round_grid import POLL_SECONDS, RoundGrid
-from ringfence_server.round_messages import arrays_of, governed_message, model_digest, packed, unpacked
+from ringfence_server.round_messages import Arrays, arrays_of, file_in, governed_message, model_digest, packed
 from ringfence_server.shown_papers import ShownPapers
 from ringfence_server.update_checks import Defect, find_defect, norm_bound
 
@@ -101,7 +103,7 @@ class Governor:
         self._shown = ShownPapers()
         self._poll_seconds = poll_seconds
         self._sent: dict[int, Message] = {}
-        self._base = ArrayRecord()
+        self._base: Arrays = {}
         self._usable: dict[int, bool] = {}
         self._found: tuple[tuple[Action, frozenset[str]], Cohort, Mapping[str, RoundRequest]] | None = None
 
@@ -228,7 +230,7 @@ class Governor:
             for holder in members
         }
         signatures = self.sign(action.value, bodies)
-        self._sent, self._usable, self._base = {}, {}, arrays
+        self._sent, self._usable, self._base = {}, {}, model
         for holder in members:
             node_id = self._nodes[holder]
             record = ConfigRecord({BODY_KEY: bodies[node_id], SIGNATURE_KEY: signatures[node_id]})
@@ -458,19 +460,19 @@ class Governor:
         if mechanism is None or body.mechanism != mechanism.to_document() or body.noise_source != expected_source:
             return Defect("mechanism", "clip, noise and rate must be those the holder settled before the run")
         try:
-            update = unpacked(reply.content.array_records[ARRAYS_RECORD])
+            file = file_in(reply.content.array_records[ARRAYS_RECORD])
+            update = load(file)
             claimed = reply.content.metric_records[METRICS_RECORD].get(WEIGHT_KEY)
         except Exception as error:  # noqa: BLE001 -- whatever a holder sends must not end the run for the others
             return Defect("malformed", f"the update could not be read: {type(error).__name__}")
-        start = arrays_of(self._base)
         bound = norm_bound(
             mechanism,
             learning_rate=float(training.learning_rate),
             weight=card.weight,
-            parameters=sum(array.size for array in start.values()),
+            parameters=sum(array.size for array in self._base.values()),
         )
-        defect = find_defect(update, base=start, bound=bound, claimed_weight=claimed, weight=card.weight)
-        if defect is None and model_digest(update) != body.digest:
+        defect = find_defect(update, base=self._base, bound=bound, claimed_weight=claimed, weight=card.weight)
+        if defect is None and canonical.digest_bytes(file) != body.digest:
             return Defect("digest", "the update must be the one whose digest the holder logged")
         return defect
 

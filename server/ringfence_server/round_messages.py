@@ -1,6 +1,8 @@
 """A model, an update and a request as Flower's messages carry them."""
 
 from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,23 @@ def model_digest(arrays: Arrays) -> str:
     return canonical.digest_bytes(save(dict(arrays)))
 
 
+class _ReadAsNumpy(Array):
+    """One of Flower's arrays for a strategy, which reads numpy: in Flower's file format only where somebody asks."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        vars(self).update(dtype=str(array.dtype), shape=array.shape, stype="numpy.ndarray", array=array)
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy, as Flower gives: a strategy may go on computing in it."""
+        array: npt.NDArray[Any] = vars(self)["array"].copy()
+        return array
+
+    @cached_property
+    def data(self) -> bytes:  # type: ignore[override] # a field there
+        """The array in Flower's file format."""
+        return Array(vars(self)["array"]).data
+
+
 def arrays_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
     """A strategy's ArrayRecord as arrays by name."""
     return {name: array.numpy() for name, array in record.items()}
@@ -25,12 +44,27 @@ def arrays_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
 
 def to_record(arrays: Arrays) -> ArrayRecord:
     """Arrays by name as a strategy has them."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    record = ArrayRecord()  # which copies what it is made of, but not what it is given later
+    for name, array in arrays.items():
+        record[name] = _ReadAsNumpy(array)
+    return record
 
 
 def packed(arrays: Arrays) -> ArrayRecord:
     """A model as it travels: one array, the bytes of its safetensors file."""
     return ArrayRecord({FILE_KEY: Array(np.frombuffer(save(dict(arrays)), dtype=np.uint8))})
+
+
+def file_in(record: ArrayRecord) -> bytes:
+    """The safetensors file of a model or an update that travelled; its digest is of these bytes.
+
+    Raises:
+        ValueError: There is not exactly one array of bytes.
+    """
+    data = record[FILE_KEY].numpy() if set(record) == {FILE_KEY} else None
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError("not the bytes of one file")  # numpy reads an archive of arrays as well
+    return data.tobytes()
 
 
 def unpacked(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
@@ -40,10 +74,7 @@ def unpacked(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
         ValueError: There is not exactly one array of bytes.
         SafetensorError: The bytes are no safetensors file.
     """
-    data = record[FILE_KEY].numpy() if set(record) == {FILE_KEY} else None
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
-        raise ValueError("not the bytes of one file")  # numpy reads an archive of arrays as well
-    return load(data.tobytes())
+    return load(file_in(record))
 
 
 def clean_reply(reply: Message, weight: int, weighted_by_key: str, *, like: ArrayRecord) -> Message:

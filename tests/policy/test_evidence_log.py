@@ -148,6 +148,22 @@ def test_a_log_goes_on_where_it_stopped(tmp_path):
         assert log.root(1) == root
 
 
+def test_a_log_sees_at_once_what_another_hand_appended_or_undid(database, log):
+    """It looks at the disk only where something changed: by another reader here, by another process, by an undoing."""
+    same = EvidenceLog(database, origin=ORIGIN)
+    with Database.open(database.path) as other_process:
+        others = [log, same, EvidenceLog(other_process, origin=ORIGIN)]
+        for size in range(1, 13):
+            others[size % 3].append(record(size))
+            assert [each.size for each in others] == [size] * 3
+            assert len({each.root() for each in others}) == 1
+            with pytest.raises(ZeroDivisionError), database.transaction():
+                log.append(record(size + 1))
+                assert log.size == same.size == size + 1
+                raise ZeroDivisionError
+            assert log.root() == same.root() == others[2].root()
+
+
 def test_one_database_keeps_one_log(database, log):
     assert log.origin == ORIGIN
     with pytest.raises(LedgerFault, match="another log"):

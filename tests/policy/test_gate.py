@@ -15,6 +15,7 @@ from ringfence_policy.errors import Fault
 from ringfence_policy.gate import PolicyGate
 from ringfence_policy.probes import examine, probes
 from ringfence_policy.reference import failed_clauses
+from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import Action, OnRevoke, Sandbox, SubjectRecords, Unit
 
 HOLDER_POINTS = (Point.BEFORE_TRAINING, Point.BEFORE_UPLOAD)
@@ -136,9 +137,9 @@ SWAPS = (
     ("<=", "<"), ("<=", ">="), (" < ", " <= "), (">=", ">"), (" && ", " || "), (" || ", " && "), ("==", "!="),
     ("!=", "=="), ("!context", "context"), ("!(", "("), (" in ", " == "), ("containsAll", "containsAny"),
     ("context.epsilon_after_micro", "context.epsilon_cost_micro"), ("not_purposes", "purposes"),
-    ("context.now", 'datetime("2026-06-01T00:00:00.000Z")'), ("context.revoked", "context.rehearsal"),
+    ("context.now", 'datetime("2026-06-01T00:00:00.000Z")'), ("context.revoked", "context.plan.rehearsal"),
     ("context.round_under_way", "context.status_fresh"), ("context.holders", "context.rounds_used"),
-    ("context.sandboxed", "context.secure_aggregation"), ("context.at_holder", "context.records_withheld"),
+    ("context.sandboxed", "context.plan.secure_aggregation"), ("context.at_holder", "context.records_withheld"),
 )  # fmt: skip
 
 
@@ -272,6 +273,27 @@ def test_rule_that_errors_in_cedar_never_permits(make_policy, make_request, monk
     decision = PolicyGate(policy).decide(make_request(), point=Point.BEFORE_TRAINING)
     assert decision.clauses == ("engine",)
     assert any("overflow" in error for error in decision.errors)
+
+
+PLANNED = {
+    "purpose": "military", "task": "another", "code_digest": "sha256:" + "9" * 64, "region": "ZZ", "unit": "record",
+    "names_subjects": True, "secure_aggregation": False, "columns": frozenset({"unheard"}), "retention_days": 10**6,
+    "release_to": "public", "release_tier": "low", "rehearsal": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fact", PLANNED)
+def test_a_plans_name_never_stands_for_facts_that_were_seen_under_it_before(make_policy, make_request, fact):
+    """Cedar keeps what a plan says between decisions: a request with the same digest and another fact is read anew."""
+    policy = make_policy(unit="subject", rehearsal="forbidden", release_tier="high")
+    subject, honest = PolicyGate(policy), make_request(unit="subject", release_tier="high", names_subjects=False)
+    before = subject.decide(honest, point=Point.BEFORE_TRAINING)
+    other = RoundRequest.model_validate(honest.model_dump() | {fact: PLANNED[fact]})
+    decision = subject.decide(other, point=Point.BEFORE_TRAINING)
+    assert before.permitted
+    assert "engine" not in decision.clauses
+    assert decision.reference_agrees
+    assert decision.clauses == tuple(sorted(failed_clauses(policy, other, point=Point.BEFORE_TRAINING)))
 
 
 def test_without_cedar_every_use_is_denied(make_policy, make_request, monkeypatch):
