@@ -1,9 +1,9 @@
-"""Prints what one role of Ringfence needs, as pyproject.toml says it: an image's build installs it before Ringfence."""
+"""Prints what roles of Ringfence need, as pyproject.toml says it: an image's build installs it before Ringfence."""
 
 import sys
 import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-role = sys.argv[1]
-print("\n".join([*project["dependencies"], *project["optional-dependencies"][role]]))
+needed = [one for role in sys.argv[1:] for one in project["optional-dependencies"][role]]
+print("\n".join([*project["dependencies"], *(one for one in needed if not one.startswith("ringfence["))]))

@@ -13,7 +13,7 @@ COPY pyproject.toml constraints.txt docker/requirements.py ./
 # What Ringfence needs, in a layer of its own: a change to Ringfence does not bring it again.
 # `--secret id=pip,src=pip.conf` sets indexes and their credentials for this step; none of it stays.
 RUN --mount=type=bind,from=wheels,source=/,target=/wheels --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 requirements.py server > requirements.txt && \
+    python3 requirements.py server control > requirements.txt && \
     python3 -m venv /opt/ringfence && \
     /opt/ringfence/bin/pip install --no-cache-dir --find-links /wheels \
       --constraint constraints.txt --requirement requirements.txt
@@ -28,7 +28,7 @@ RUN /opt/ringfence/bin/python slim.py server /opt/ringfence
 
 FROM ${BASE_IMAGE}
 LABEL org.opencontainers.image.title="ringfence-server" \
-      org.opencontainers.image.description="A coordinator of governed federated training" \
+      org.opencontainers.image.description="A coordinator of governed federated training, and its control plane" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin coordinator && \
     install --directory --owner 10001 --group 10001 --mode 0700 /deployment && \

@@ -14,7 +14,9 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from verification import engine
-from verification.containment import check_containment, check_walls
+from verification.containment import check_containment, check_rights, check_walls
+from verification.control_plane import SERVICES as CONTROL_SERVICES
+from verification.control_plane import check_control_plane, write_password
 from verification.engine import EngineFault, Stack
 from verification.findings import Findings
 from verification.hospitals import set_up
@@ -22,6 +24,7 @@ from verification.study import SERVICES, Study, check_results
 
 HELD, FAULT, USAGE, DID_NOT_HOLD = 0, 1, 2, 3
 _DEFAULT_BASE: Final = "python:3.11-slim-bookworm"
+_DEFAULT_POSTGRES: Final = "postgres:17.6-bookworm"
 _EPILOGUE: Final = """\
 exit codes: 0 all held; 1 a step failed; 2 wrong usage, or no engine; 3 something did not hold.
 Everything that it starts is of a project of its own and is removed at the end, volumes included, whatever happens.
@@ -70,8 +73,10 @@ def _verify(options: argparse.Namespace, findings: Findings) -> None:
                 "RINGFENCE_SERVER_IMAGE": server,
                 "RINGFENCE_SECRETS": str(secrets),
                 "BASE_IMAGE": options.base_image,
+                "POSTGRES_IMAGE": options.postgres_image,
             },
         )
+        write_password(secrets)
         if not options.keep:
             opened.callback(_remove, stack, findings)
         with findings.timed("keys, letters, policies"):
@@ -87,6 +92,9 @@ def _verify(options: argparse.Namespace, findings: Findings) -> None:
             study.carry_out()
             with findings.timed("evidence and ledgers"):
                 check_results(study)
+            with findings.timed("control plane"):
+                check_control_plane(stack, findings)
+            check_rights(stack, findings, CONTROL_SERVICES[1:])
         except (EngineFault, TimeoutError, KeyboardInterrupt):
             _show_logs(stack)
             raise
@@ -136,7 +144,7 @@ def _show_logs(stack: Stack) -> None:
 
 def _memory(stack: Stack) -> dict[str, float]:
     found = {}
-    for service in SERVICES:
+    for service in (*SERVICES, *CONTROL_SERVICES):
         form = ["docker", "stats", "--no-stream", "--format", "{{.MemUsage}}", stack.container(service)]
         figure = engine.call(form).split("/")[0].strip()
         scale = {"GiB": 1024.0, "MiB": 1.0, "KiB": 1 / 1024}
@@ -156,6 +164,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base-image", default=_DEFAULT_BASE, metavar="IMAGE", help="what both images are built on")
+    parser.add_argument(
+        "--postgres-image", default=_DEFAULT_POSTGRES, metavar="IMAGE", help="PostgreSQL's, for the control plane"
+    )
     parser.add_argument("--wheels", type=_there, metavar="DIR", help="a folder of wheels that builds install from")
     parser.add_argument("--pip-conf", type=_there, metavar="FILE", help="pip's settings for the builds, not kept")
     parser.add_argument("--torch-index", metavar="URL", help="where torch without CUDA is; empty for no such index")

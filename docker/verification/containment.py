@@ -1,6 +1,7 @@
 """What each container has and has not, asked from inside it: rights, files, networks, and the trainer's walls."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from verification.engine import Stack
@@ -43,9 +44,9 @@ print(json.dumps({
 """
 
 
-def check_containment(stack: Stack, findings: Findings) -> None:
-    """Look at every running service from inside."""
-    seen = {service: _look(stack, service) for service in ("coordinator", "agent-1", "supernode-1")}
+def check_rights(stack: Stack, findings: Findings, services: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Look at running services from inside: what they may do. Returns all that was seen."""
+    seen = {service: _look(stack, service) for service in services}
     for service, found in seen.items():
         findings.note(
             f"{service}: no root, no rights, nothing to write to",
@@ -56,6 +57,12 @@ def check_containment(stack: Stack, findings: Findings) -> None:
             and found["seccomp"] == 2
             and set(found["writes"]) <= {"/deployment"},
         )
+    return seen
+
+
+def check_containment(stack: Stack, findings: Findings) -> None:
+    """Look at one of each kind of service: what it may do, what it has, and whom it reaches."""
+    seen = check_rights(stack, findings, ("coordinator", "agent-1", "supernode-1"))
     agent, supernode = seen["agent-1"], seen["supernode-1"]
     findings.note(
         "agent: has the records and no network",

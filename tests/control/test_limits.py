@@ -42,6 +42,10 @@ def _inner():
     def broken():
         raise RuntimeError("secret-in-a-traceback")
 
+    @app.get("/health/live")
+    def live():
+        return {}
+
     @app.get("/page")
     def page():
         return PlainTextResponse("a page")
@@ -114,6 +118,10 @@ def test_a_request_for_another_host_is_refused_so_that_no_other_name_can_be_boun
     assert reply.status_code == 421
     assert reply.headers["content-type"] == MEDIA_TYPE
     assert reply.json()["code"] == "wrong-host"
+
+
+def test_whoever_watches_its_health_may_ask_by_any_name(client):
+    assert client.get("/health/live", headers={"host": "10.1.2.3:8080"}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "regulator.localhost"])

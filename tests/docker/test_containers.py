@@ -97,7 +97,7 @@ def test_no_secret_stands_in_a_compose_file_or_in_an_environment(service):
 
 @every_service
 def test_no_container_reaches_the_engine_or_the_machines_network(service):
-    assert service.get("network_mode", "none") == "none"
+    assert service.get("network_mode", "none") in ("none", "service:coordinator")
     assert not any("docker.sock" in source for source, _ in service["volumes"].values())
 
 
@@ -130,13 +130,27 @@ def test_a_hospitals_network_leads_to_the_coordinator_and_nowhere_else(number):
     assert there == {"coordinator", f"supernode-{number}"}
 
 
-def test_the_front_is_the_only_port_that_is_published():
+def test_the_front_is_the_only_port_that_is_published_beyond_the_machine():
     published = {(file, name): service["ports"] for file, name, service in EVERY if service.get("ports")}
-    assert published == {("coordinator.yaml", "coordinator"): ["${RINGFENCE_PORT:-9092}:${RINGFENCE_PORT:-9092}"]}
+    assert published == {
+        ("coordinator.yaml", "coordinator"): [
+            "${RINGFENCE_PORT:-9092}:${RINGFENCE_PORT:-9092}",
+            "127.0.0.1:${RINGFENCE_CONTROL_PORT:-8080}:8080",
+        ]
+    }
 
 
-def test_postgresql_waits_behind_a_profile_until_something_uses_it():
-    assert services("coordinator.yaml")["postgres"]["profiles"] == ["store"]
+def test_the_control_plane_shares_the_coordinators_network_alone_and_reaches_its_store_by_a_file():
+    found = services("coordinator.yaml")
+    control, store = found["control"], found["postgres"]
+    assert control["profiles"] == store["profiles"] == ["control"]
+    assert control["network_mode"] == "service:coordinator"
+    assert "networks" not in control
+    assert control["volumes"] == found["coordinator"]["volumes"]
+    assert "--database=postgresql+psycopg://ringfence@postgres/ringfence" in control["command"]
+    assert control["environment"] == {"PGPASSFILE": "/run/secrets/pgpass"}
+    assert set(store["networks"]) == {"store"}
+    assert "store" in found["coordinator"]["networks"]
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)

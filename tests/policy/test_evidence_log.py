@@ -148,6 +148,13 @@ def test_a_log_goes_on_where_it_stopped(tmp_path):
         assert log.root(1) == root
 
 
+def append_and_undo(database, log, same, position):
+    with database.transaction():
+        log.append(record(position))
+        assert log.size == same.size == position
+        raise ZeroDivisionError
+
+
 def test_a_log_sees_at_once_what_another_hand_appended_or_undid(database, log):
     """It looks at the disk only where something changed: by another reader here, by another process, by an undoing."""
     same = EvidenceLog(database, origin=ORIGIN)
@@ -157,10 +164,8 @@ def test_a_log_sees_at_once_what_another_hand_appended_or_undid(database, log):
             others[size % 3].append(record(size))
             assert [each.size for each in others] == [size] * 3
             assert len({each.root() for each in others}) == 1
-            with pytest.raises(ZeroDivisionError), database.transaction():
-                log.append(record(size + 1))
-                assert log.size == same.size == size + 1
-                raise ZeroDivisionError
+            with pytest.raises(ZeroDivisionError):
+                append_and_undo(database, log, same, size + 1)
             assert log.root() == same.root() == others[2].root()
 
 

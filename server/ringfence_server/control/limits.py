@@ -45,7 +45,8 @@ _ALWAYS = (
 _STRICT_TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 # After these the rest of a body may still be on its way.
 _BODY_UNREAD = (problems.TOO_SLOW.status, problems.TOO_LARGE.status, problems.WRONG_HOST.status)
-_API = ("/api/", "/health/", "/metrics")
+_HEALTH = "/health/"
+_API = ("/api/", _HEALTH, "/metrics")
 # What a response of the API has; pages set their own where they are static.
 _NOT_KEPT = (b"cache-control", b"no-store")
 
@@ -98,7 +99,7 @@ class Limits:
         request_id = secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
         reply = _Reply(send, self._headers, request_id, scope["path"])
-        refused = self._refused(headers)
+        refused = self._refused(scope["path"], headers)
         if refused is None:
             try:
                 await self._app(scope, self._measured(receive), reply.send)
@@ -110,8 +111,9 @@ class Limits:
         if refused is not None and not reply.started:
             await problems.answer(problems.of_kind(refused), request_id=request_id)(scope, receive, reply.send)
 
-    def _refused(self, headers: dict[bytes, bytes]) -> problems.Kind | None:
-        if self._host_of(headers) not in self._hosts:
+    def _refused(self, path: str, headers: dict[bytes, bytes]) -> problems.Kind | None:
+        # Whoever watches its health asks by address, and learns nothing else.
+        if self._host_of(headers) not in self._hosts and not path.startswith(_HEALTH):
             return problems.WRONG_HOST
         length = _text(headers, b"content-length")
         if length and (not length.isdecimal() or int(length[:12]) > self._limit):
