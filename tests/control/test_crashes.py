@@ -91,7 +91,8 @@ def held_against_its_evidence(run, crowd, used):
     attempts = RunFile.load(crowd.site.directory / "runs" / run["run_id"]).attempt
     assert attempts <= 1 + resumed
     refused = {reason["clause"] for one in run["rounds"] for cell in one["cells"] for reason in cell["reasons"]}
-    assert refused <= {"suspended", "signature", "epsilon"}  # by an officer, in the middle of an edit, or all was spent
+    # By an officer, in the middle of an edit, or because all was spent.
+    assert refused <= {"suspended", "signature", "epsilon", "dataset-budget"}
     if run["state"] == "refused":
         assert used == 0
         return

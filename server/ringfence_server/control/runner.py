@@ -102,7 +102,7 @@ class Runner:
             try:
                 self._look()
             except RingfenceError as error:  # the store is away: what is written there is done when it is back
-                _log.warning("runner_waits", code=error.code)
+                _log.warning("runner_waits", fault=error.code)
             except Exception:  # noqa: BLE001 -- without this thread no run begins or ends: nothing may end it
                 _log.exception("runner_fault")
             self._nudge.wait(_PERIOD_SECONDS)
