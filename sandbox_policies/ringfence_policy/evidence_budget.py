@@ -81,6 +81,8 @@ class _Account:
             if isinstance(record, HolderDecision):
                 if record.decision.get("effect") == "permit" and record.inputs is not None:
                     key = (record.run, record.round, record.action, record.hold_id)
+                    if record.decision.get("point") == Point.BEFORE_TRAINING.value:
+                        decided[key] = []  # an attempt begins: what an interrupted one was permitted came to no use
                     decided.setdefault(key, []).append((entry, record))
             elif isinstance(record, Spending):
                 permits = decided.get((record.run, record.round, record.used_for.value, record.hold_id), [])

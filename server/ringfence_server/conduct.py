@@ -126,7 +126,6 @@ class _Conductor:
                 run=self.run,
                 plan=self.plan,
                 coordinator=self.coordinator,
-                governor=self.governor,
                 replies=replies,
                 model=model if released is None else None,
             )

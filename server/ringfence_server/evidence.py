@@ -1,7 +1,7 @@
 """Putting a run's evidence together: every log, every signed paper and what the run claims, in one file."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.protocol import EvidenceReply, HolderCard
 from ringfence_policy.verify import Roots
 from ringfence_server.coordinator import Coordinator
-from ringfence_server.governor import Governor
 from ringfence_server.run_file import RunFile
 
 
@@ -30,7 +29,6 @@ def gather_bundle(
     run: RunFile,
     plan: TrainingPlan,
     coordinator: Coordinator,
-    governor: Governor,
     replies: Mapping[str, EvidenceReply],
     model: Mapping[str, npt.NDArray[np.float32]] | None,
 ) -> Path:
@@ -40,7 +38,6 @@ def gather_bundle(
         run: The run.
         plan: Its plan.
         coordinator: The coordinator, whose log and papers go in.
-        governor: What is known of the holders.
         replies: Each holder's evidence. A holder that gave none is missing, and verification says so.
         model: The released model, or None where it was not released.
 
@@ -52,7 +49,7 @@ def gather_bundle(
         checkpoint = coordinator.log.checkpoint(key=coordinator.key, now_ms=coordinator.clock())
     files = {
         layout.PLAN: run.plan_token.encode(),
-        layout.CLAIMS: canonical.encode(_claims(run, plan, governor, replies)),
+        layout.CLAIMS: canonical.encode(_claims(run, plan, replies)),
         layout.coordinator_file(layout.KEYS): coordinator.keys_token.encode(),
         layout.coordinator_file(layout.LOG): b"".join(line + b"\n" for line in lines),
         layout.coordinator_file(layout.CHECKPOINT): checkpoint.encode(),
@@ -97,31 +94,32 @@ def roots_of_run(run: RunFile) -> Roots:
     )
 
 
-def _claims(
-    run: RunFile, plan: TrainingPlan, governor: Governor, replies: Mapping[str, EvidenceReply]
-) -> dict[str, Any]:
+def _claims(run: RunFile, plan: TrainingPlan, replies: Mapping[str, EvidenceReply]) -> dict[str, Any]:
     holders: dict[str, Any] = {}
     for holder_id, reply in replies.items():
-        sent = [
-            record
-            for record in map(canonical.decode, (line.encode() for line in reply.records))
-            if record["kind"] == "sent" and record["run"] == run.run_id
-        ]
-        view = governor.views.get(holder_id)
+        records = [canonical.decode(line.encode()) for line in reply.records]
+        mine = [record for record in records if record["run"] == run.run_id]
+        sent = [record for record in mine if record["kind"] == "sent"]
+        decided_under = [record["decision"].get("policy") for record in mine if record["kind"] == "decision"]
         holders[holder_id] = {
             "epsilon_micro": reply.dataset_epsilon_micro,
             "delta_pico": reply.dataset_delta_pico,
-            "epsilon_cap_micro": _cap(reply) if view is None else view.policy.epsilon_micro,
+            "epsilon_cap_micro": _cap(reply, decided_under),
             "rounds": len(sent),
             "mechanism": sent[-1]["mechanism"] if sent else None,
         }
     return {"run": run.run_id, "rehearsal": plan.rehearsal, "holders": holders}
 
 
-def _cap(reply: EvidenceReply) -> int:
-    """The cap of the newest policy that a holder handed over, where it could not be met; 0 where there is none."""
-    newest = max(_policies(reply), key=lambda pair: pair[0].version, default=None)
-    return 0 if newest is None else newest[0].epsilon_micro
+def _cap(reply: EvidenceReply, decided_under: Sequence[object]) -> int:
+    """The cap of the policy that a holder last decided under in a run, which may be another than the run began with.
+
+    Where it decided under none, that of the newest one it handed over; 0 where there is none.
+    """
+    policies = {policy.reference: policy for policy, _ in _policies(reply)}
+    used = [policies[name] for name in decided_under if isinstance(name, str) and name in policies]
+    newest = sorted(policies.values(), key=lambda policy: policy.version)
+    return next((policy.epsilon_micro for policy in reversed(used or newest)), 0)
 
 
 def _policies(reply: EvidenceReply) -> Iterator[tuple[UsagePolicy, str]]:

@@ -8,6 +8,8 @@ import pytest
 from late_grid import LateGrid
 
 from ringfence_client import clientapp
+from ringfence_client.home import HolderHome
+from ringfence_client.officer import sign_policy
 from ringfence_policy.decision import Decision, Point
 from ringfence_policy.errors import RingfenceError, RunFailed
 from ringfence_policy.verify import read_roots, verify_bundle
@@ -85,6 +87,29 @@ def test_a_run_whose_holder_stays_away_at_the_end_is_not_over_and_trains_nothing
     results = conduct(grid, again)
     assert results.status == "completed"
     assert {one.attempt for one in results.governor.outcomes} == {1}
+
+
+@pytest.mark.parametrize("step", ["_evaluate", "_release", "_hand_over"])
+def test_a_cap_that_is_raised_while_a_run_ends_is_claimed_as_the_holder_last_decided(at_its_end, monkeypatch, step):
+    run, grid = at_its_end(questions=0)
+    elm = HolderHome(Path(run.holder_directories["elm"]))
+    then = getattr(conduct_module._Conductor, step)
+
+    def raise_it_before(*arguments):
+        text = elm.policy_file.read_text()
+        assert 'epsilon = "4"' in text
+        assert "version = 1" in text
+        elm.policy_file.write_text(
+            text.replace('epsilon = "4"', 'epsilon = "4.5"').replace("version = 1", "version = 2")
+        )
+        sign_policy(elm)
+        return then(*arguments)
+
+    monkeypatch.setattr(conduct_module._Conductor, step, raise_it_before)
+    conduct(grid, run)
+    result = Path(run.directory)
+    verified = verify_bundle(result / "evidence.zip", read_roots(result / "roots.json"))
+    assert verified.passed, verified.problems
 
 
 def test_a_holder_that_refuses_the_release_is_not_asked_again(at_its_end, monkeypatch):

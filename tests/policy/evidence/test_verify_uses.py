@@ -10,6 +10,7 @@ from ringfence_policy.decision import Decision, Effect, FailedClause, Point
 from ringfence_policy.documents import RevokedPolicy, Suspension, participation_document
 from ringfence_policy.identity import DocumentType, sign
 from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.vocabulary import Action, Evaluation
 
 OTHER = canonical.digest("something else")
 
@@ -69,6 +70,27 @@ def into(effect, clause="purposes"):
         return [record | {"decision": made.to_document()}]
 
     return change
+
+
+# --- attempts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_use_that_was_interrupted_and_done_later_is_charged_by_the_permits_of_its_own_attempt(world_of):
+    """A measure without a hold is named by its round alone: other uses came between its attempts, and were charged."""
+
+    def interrupted(world, round_number):
+        alpha = world.holders["alpha"]
+        if round_number == 2:
+            measure = alpha.request(Action.EVALUATE, len(world.holders), evaluation=Evaluation.EXACT, records=200)
+            assert alpha.decide(measure, Point.BEFORE_TRAINING, 3, "").permitted
+
+    def without_a_hold(record):
+        is_measure = record["kind"] == "evaluated" or record.get("action") == "evaluate"
+        return [record | {"hold_id": ""} if is_measure else record]
+
+    world = world_of(at_append={"alpha": without_a_hold}).run(before_round=interrupted)
+    outcome = world.verify()
+    assert outcome.passed, outcome.problems
 
 
 # --- permits ----------------------------------------------------------------------------------------------------------
