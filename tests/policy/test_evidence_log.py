@@ -1,6 +1,7 @@
 """The evidence log: one transaction with the ledger, only growing, and never re-hashed."""
 
 import sqlite3
+from contextlib import suppress
 
 import pytest
 
@@ -157,7 +158,7 @@ def test_a_log_sees_at_once_what_another_hand_appended_or_undid(database, log):
             others[size % 3].append(record(size))
             assert [each.size for each in others] == [size] * 3
             assert len({each.root() for each in others}) == 1
-            with pytest.raises(ZeroDivisionError), database.transaction():
+            with suppress(ZeroDivisionError), database.transaction():
                 log.append(record(size + 1))
                 assert log.size == same.size == size + 1
                 raise ZeroDivisionError

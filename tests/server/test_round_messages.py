@@ -1,4 +1,4 @@
-"""A model as a strategy reads it is Flower's own kind of record, whether it is read as numpy or in Flower's file format."""
+"""A model as a strategy reads it: the same as numpy and in Flower's file format."""
 
 import copy
 
