@@ -78,8 +78,8 @@ def follow_run(run: RunFile, followed: Followed, *, as_json: bool, resume: str =
     with Progress(run, quiet=as_json) as progress:
         for event in follow(_events(run), is_over=followed.is_over, start=start):
             progress.show(event)
-            if event["event"] == "run-failed":
-                failure = event
+            # It is the last event of an attempt: whatever comes after it is of one that went on.
+            failure = event if event["event"] == "run-failed" else None
     trouble = followed.trouble()
     if failure is not None:
         return _say_failure(failure["error"], failure["exit_code"], as_json=as_json)
