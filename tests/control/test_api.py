@@ -34,7 +34,7 @@ def api(tmp_path_factory, logged_by_module):
         ("POST", "/api/v1/runs", b"[" * 100_000, 400, "bad-request"),
         ("POST", "/api/v1/runs", b"x" * (1 << 20 | 1), 413, "too-large"),
         ("GET", "/api/v1/runs?limit=0", None, 422, "invalid-request"),
-        ("GET", "/api/v1/runs?cursor=%27%20OR%201", None, 422, "usage"),
+        ("GET", "/api/v1/runs?cursor=%27%20OR%201", None, 422, "invalid-request"),
         ("GET", "/api/v1/runs/20260101T000000-abcdef", None, 404, "not-known"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
@@ -50,7 +50,7 @@ def test_every_error_is_a_problem_document(api, method, path, body, status, code
 
 
 def test_a_method_that_is_not_allowed_is_told_which_are(api):
-    assert api.ask(Role.COORDINATOR, "PATCH", "/api/v1/runs").headers["allow"] == "GET, POST"
+    assert api.ask(Role.COORDINATOR, "PATCH", "/api/v1/runs").headers["allow"] == "GET, HEAD, POST"
 
 
 def test_a_problem_repeats_nothing_of_what_was_sent(api):

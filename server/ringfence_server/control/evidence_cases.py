@@ -51,7 +51,7 @@ class EvidenceCases:
         allow(actor, Act.VERIFY)
         self._access.note_read(actor, f"evidence of run {run_id}")
         path = self._path(run_id)
-        if not path.exists():
+        if not _lies_there(path):
             return EvidenceView(
                 run_id=run_id, state="not there yet", digest="", rehearsal=False, checks=(), not_proved=UNPROVEN
             )
@@ -146,7 +146,7 @@ class EvidenceCases:
 
     def _bundle(self, run_id: str) -> Path:
         path = self._path(run_id)
-        if not path.exists():
+        if not _lies_there(path):
             raise NotKnown("this run has no evidence yet", next_step="it is gathered when the run ends")
         return path
 
@@ -156,6 +156,11 @@ class EvidenceCases:
                 raise NotKnown("there is no such run")
         # What is in the store was named by us: it is no path out of here.
         return self._site.directory / "runs" / run_id / _BUNDLE
+
+
+def _lies_there(path: Path) -> bool:
+    """Whether a bundle is there: itself, and not a link by which another file of this machine would be handed out."""
+    return path.is_file() and not path.is_symlink() and not path.parent.is_symlink()
 
 
 @lru_cache(maxsize=32)

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from ringfence_policy.errors import AtTheHolder, Conflict, DocumentInvalid, NotAllowed, NotKnown, Stale, UsageError
 from ringfence_server.control.api import problems
-from ringfence_server.control.api.asking import Caller, HolderId, Limit, Plane
+from ringfence_server.control.api.asking import Caller, HolderId, Limit, Plane, Words
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
 from ringfence_server.control.permissions import Act, allow
@@ -33,7 +33,7 @@ class Stop(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Words = ""
 
 
 class AskFirst(BaseModel):
@@ -93,7 +93,7 @@ def edit_policy(
     plane: Plane,
     response: Response,
     if_match: Annotated[
-        str | None, Header(max_length=200, description="The `ETag` of the text that you edited.")
+        str | None, Header(alias="If-Match", max_length=200, description="The `ETag` of the text that you edited.")
     ] = None,
 ) -> PolicyText:
     """Write the policy anew and sign it. It holds from the next gate on; where it cannot be signed nothing changes."""
