@@ -202,7 +202,7 @@ def test_a_link_in_the_place_of_a_bundle_hands_out_no_other_file(api, tmp_path, 
         place.symlink_to(kept)
         for rest in ("/bundle", "/roots"):
             reply = api.ask(Role.COORDINATOR, "GET", f"/api/v1/runs/{api.run}/evidence{rest}")
-            assert (reply.status_code, reply.json()["code"]) == (404, "not-known")
+            assert (reply.status_code, reply.json()["code"]) == (409, "conflict")
         reply = api.ask(Role.COORDINATOR, "GET", f"/api/v1/runs/{api.run}/evidence")
         assert reply.json()["state"] == "not there yet"
     finally:

@@ -24,6 +24,7 @@ tokens and single sign-on stand in [control.md](control.md).
   out once and answered alike; with another request it is a `conflict`. Keys are an account's own.
 * **Edited.** A policy is read with an `ETag` and written with it in `If-Match`; if it changed in between, nothing is
   written and the answer is `stale`. Without it, or with `*`, which names no text, it is `precondition-required`.
+* **Links** in the document say which requests follow an answer: from a plan to a proposal, its run and its evidence.
 * **HEAD** answers as `GET` does, without the body; a stream has none. There is no CORS: other sites read nothing.
 * **As it happens.** `/api/v1/runs/{run_id}/stream` sends server-sent events. The `id` of each is its `seq`; a client
   that comes back with `Last-Event-ID` gets what it missed. An event named `end` is the last: close the stream then.

@@ -10,7 +10,7 @@ from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical, merkle
 from ringfence_policy.bundle import read_bundle
 from ringfence_policy.documents import Checkpoint
-from ringfence_policy.errors import NotKnown
+from ringfence_policy.errors import Conflict, NotKnown
 from ringfence_policy.identity import parse
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.verify import UNPROVEN, roots_document, verify_bundle
@@ -61,7 +61,8 @@ class EvidenceCases:
         """The bundle itself, to be handed out.
 
         Raises:
-            NotKnown: There is no such run, or it has no evidence yet.
+            NotKnown: There is no such run.
+            Conflict: It has no evidence yet.
         """
         allow(actor, Act.EXPORT)
         self._access.note_read(actor, f"bundle of run {run_id}")
@@ -71,7 +72,8 @@ class EvidenceCases:
         """The root keys as the coordinator learnt them. Whoever verifies should learn them from their owners.
 
         Raises:
-            NotKnown: There is no such run, or it has no evidence yet.
+            NotKnown: There is no such run.
+            Conflict: It has no evidence yet.
         """
         allow(actor, Act.EXPORT)
         self._access.note_read(actor, f"bundle of run {run_id}")
@@ -86,7 +88,8 @@ class EvidenceCases:
             owner: "coordinator" or a holder's id.
 
         Raises:
-            NotKnown: There is no such run, evidence or log.
+            NotKnown: There is no such run or log.
+            Conflict: The run has no evidence yet.
         """
         self._may_inspect(actor, owner)
         self._access.note_read(actor, f"{owner}'s log, run {run_id}")
@@ -111,7 +114,8 @@ class EvidenceCases:
         """One record of a log, with the path of hashes to the root that its owner signed.
 
         Raises:
-            NotKnown: There is no such run, evidence, log or record.
+            NotKnown: There is no such run, log or record.
+            Conflict: The run has no evidence yet.
         """
         self._may_inspect(actor, owner)
         self._access.note_read(actor, f"record {position} of {owner}'s log, run {run_id}")
@@ -147,7 +151,7 @@ class EvidenceCases:
     def _bundle(self, run_id: str) -> Path:
         path = self._path(run_id)
         if not _lies_there(path):
-            raise NotKnown("this run has no evidence yet", next_step="it is gathered when the run ends")
+            raise Conflict("this run has no evidence yet", next_step="it is gathered when the run ends")
         return path
 
     def _path(self, run_id: str) -> Path:
