@@ -7,7 +7,8 @@
     │   ├── ScenarioInvalid              a scenario directory is incomplete
     │   ├── ScenarioBusy                 another run is going on in the directory
     │   ├── NotKnown                     there is no such thing, or whoever asks may not know of it
-    │   ├── Conflict                     the state of things does not allow it now, or has changed meanwhile
+    │   ├── Conflict                     the state of things does not allow it now
+    │   ├── Stale                        it was changed since it was read, so nothing is written
     │   └── AtTheHolder                  it is done on the data holder's own machine, and nowhere else
     ├── Refused                 exit 3   an answer, not a fault
     │   ├── TrustRefused                 a signature, key, type, sequence number or digest does not hold
@@ -122,10 +123,17 @@ class NotKnown(UsageError):
 
 
 class Conflict(UsageError):
-    """The state of things does not allow it now, or has changed since it was read."""
+    """The state of things does not allow it now."""
 
     code = "conflict"
     http_status = 409
+
+
+class Stale(UsageError):
+    """What is to be changed was changed since it was read, so nothing is written."""
+
+    code = "stale"
+    http_status = 412
 
 
 class AtTheHolder(UsageError):

@@ -4,9 +4,10 @@ import io
 import json
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_server import OWN, served_api
+from api_server import OTHER, OWN, served_api
 from control_plane import ADMINISTRATOR
 
 from ringfence_server.control.actor import Role
@@ -33,7 +34,7 @@ def api(tmp_path_factory, logged_by_module):
         ("POST", "/api/v1/runs", b"[" * 100_000, 400, "bad-request"),
         ("POST", "/api/v1/runs", b"x" * (1 << 20 | 1), 413, "too-large"),
         ("GET", "/api/v1/runs?limit=0", None, 422, "invalid-request"),
-        ("GET", "/api/v1/runs?cursor=%27%20OR%201", None, 422, "usage"),
+        ("GET", "/api/v1/runs?cursor=%27%20OR%201", None, 422, "invalid-request"),
         ("GET", "/api/v1/runs/20260101T000000-abcdef", None, 404, "not-known"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
@@ -49,7 +50,7 @@ def test_every_error_is_a_problem_document(api, method, path, body, status, code
 
 
 def test_a_method_that_is_not_allowed_is_told_which_are(api):
-    assert api.ask(Role.COORDINATOR, "PATCH", "/api/v1/runs").headers["allow"] == "GET, POST"
+    assert api.ask(Role.COORDINATOR, "PATCH", "/api/v1/runs").headers["allow"] == "GET, HEAD, POST"
 
 
 def test_a_problem_repeats_nothing_of_what_was_sent(api):
@@ -107,12 +108,17 @@ def test_a_policy_is_edited_as_it_was_read_or_not_at_all(api):
     read = api.ask(Role.HOLDER, "GET", path)
     text, tag = read.json()["text"], read.headers["etag"]
     newer = text.replace("version = 1", "version = 2")
-    assert api.ask(Role.HOLDER, "PUT", path, json={"text": newer}).status_code == 428
-    assert api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers={"if-match": '"older"'}).status_code == 409
-    edited = api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers={"if-match": tag})
+    for names_none in ({}, {"if-match": "*"}):
+        reply = api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers=names_none)
+        assert (reply.status_code, reply.json()["code"]) == (428, "precondition-required")
+    for other in ('"older"', '"0a"', f"W/{tag}", tag.strip('"'), f'"x{tag}', "", '"'):
+        reply = api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers={"if-match": other})
+        assert (reply.status_code, reply.json()["code"]) == (412, "stale"), other
+    assert api.ask(Role.HOLDER, "GET", path).headers["etag"] == tag
+    edited = api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers={"if-match": f'"0a", {tag}'})
     assert edited.status_code == 200, edited.text
     assert edited.headers["etag"] != tag
-    assert api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers={"if-match": tag}).status_code == 409
+    assert api.ask(Role.HOLDER, "PUT", path, json={"text": newer}, headers={"if-match": tag}).status_code == 412
     assert api.ask(Role.HOLDER, "GET", path).json()["text"] == newer
 
 
@@ -184,3 +190,25 @@ def test_no_secret_of_all_these_requests_is_in_the_log(api):
         assert secret.removeprefix("rf_").partition("_")[2] not in written or not secret.startswith("rf_")
     lines = [json.loads(line) for line in written.splitlines()]
     assert any(line.get("run") == api.run and line.get("role") == "regulator" for line in lines)
+
+
+def test_of_many_edits_of_one_text_one_holds_and_the_text_is_the_signed_one(api):
+    """A lost update: the file must never show one text while another is signed."""
+    path = f"/api/v1/holders/{OTHER}/policy"
+    token = api.token(Role.HOLDER, OTHER)
+    read = api.ask(None, "GET", path, token=token)
+    version = read.json()["text"].replace("version = 1", "version = 2")
+
+    def edit(number):
+        text = version.replace("max_rounds = 100000", f"max_rounds = {1000 + number}")
+        return api.ask(None, "PUT", path, token=token, json={"text": text}, headers={"if-match": read.headers["etag"]})
+
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(edit, range(8)))
+    assert sorted(reply.status_code for reply in replies) == [200, *[412] * 7]
+    (held,) = (reply.json() for reply in replies if reply.status_code == 200)
+    now = api.ask(None, "GET", path, token=token)
+    assert (now.json()["text"], now.headers["etag"]) == (held["text"], f'"{held["etag"]}"')
+    rounds = re.search(r"max_rounds = (\d+)", held["text"])[1]
+    view = api.ask(None, "GET", f"/api/v1/holders/{OTHER}", token=token).json()
+    assert any(f"{rounds} rounds" in sentence.replace(",", "") for sentence in view["sentences"])

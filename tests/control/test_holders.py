@@ -3,7 +3,7 @@
 import pytest
 from control_plane import ADMINISTRATOR, COORDINATOR, REGULATOR, RESEARCHER, officer_of, wait_until
 
-from ringfence_policy.errors import Conflict, DocumentInvalid, NotAllowed, NotKnown, RingfenceError, UsageError
+from ringfence_policy.errors import DocumentInvalid, NotAllowed, NotKnown, RingfenceError, Stale, UsageError
 from ringfence_server.control.actor import Role
 from ringfence_server.control.permissions import ALLOWED, Act, allow, may
 from ringfence_server.control.views import RunState
@@ -24,14 +24,14 @@ def ran(plane):
 def test_an_officer_edits_and_signs_the_policy_and_an_edit_of_an_older_text_is_refused(plane):
     before = plane.holders.policy_text(ELM, "elm")
     text = before.text.replace("version = 1", "version = 2").replace("max_rounds = 100", "max_rounds = 7")
-    after = plane.holders.edit_policy(ELM, "elm", text, etag=before.etag)
+    after = plane.holders.edit_policy(ELM, "elm", text, etags=[before.etag])
     view = plane.holders.view(ELM, "elm")
     assert (view.policy.rpartition("@")[2], view.standing) == ("2", "stands")
     assert any("7 rounds" in sentence for sentence in view.sentences)
-    with pytest.raises(Conflict):
-        plane.holders.edit_policy(ELM, "elm", text, etag=before.etag)
+    with pytest.raises(Stale):
+        plane.holders.edit_policy(ELM, "elm", text, etags=[before.etag])
     with pytest.raises(DocumentInvalid):
-        plane.holders.edit_policy(ELM, "elm", text.replace("= 7", "= 9"), etag=after.etag)
+        plane.holders.edit_policy(ELM, "elm", text.replace("= 7", "= 9"), etags=[after.etag])
     assert plane.holders.policy_text(ELM, "elm") == after
 
 

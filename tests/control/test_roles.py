@@ -113,5 +113,5 @@ def test_every_route_documents_its_refusals():
 
 def test_a_regulators_reads_are_kept(api):
     api.ask(Role.REGULATOR, "GET", f"/api/v1/runs/{api.run}")
-    reads = api.ask(Role.ADMINISTRATOR, "GET", "/api/v1/reads").json()
-    assert reads["items"][0]["what"] == f"run {api.run}"
+    reads = api.ask(Role.ADMINISTRATOR, "GET", "/api/v1/reads", params={"limit": 200}).json()
+    assert [one["what"] for one in reads["items"]].count(f"run {api.run}") == 1  # the same look is kept once

@@ -23,7 +23,9 @@ tokens and single sign-on stand in [control.md](control.md).
 * **Sent again.** `POST` of proposals and runs takes an `Idempotency-Key`: the same key with the same request is carried
   out once and answered alike; with another request it is a `conflict`. Keys are an account's own.
 * **Edited.** A policy is read with an `ETag` and written with it in `If-Match`; if it changed in between, nothing is
-  written and the answer is a `conflict`.
+  written and the answer is `stale`. Without it, or with `*`, which names no text, it is `precondition-required`.
+* **Links** in the document say which requests follow an answer: from a plan to a proposal, its run and its evidence.
+* **HEAD** answers as `GET` does, without the body; a stream has none. There is no CORS: other sites read nothing.
 * **As it happens.** `/api/v1/runs/{run_id}/stream` sends server-sent events. The `id` of each is its `seq`; a client
   that comes back with `Last-Event-ID` gets what it missed. An event named `end` is the last: close the stream then.
   Comments keep it alive every 15 seconds.

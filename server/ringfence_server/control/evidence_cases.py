@@ -10,7 +10,7 @@ from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical, merkle
 from ringfence_policy.bundle import read_bundle
 from ringfence_policy.documents import Checkpoint
-from ringfence_policy.errors import NotKnown
+from ringfence_policy.errors import Conflict, NotKnown
 from ringfence_policy.identity import parse
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.verify import UNPROVEN, roots_document, verify_bundle
@@ -51,7 +51,7 @@ class EvidenceCases:
         allow(actor, Act.VERIFY)
         self._access.note_read(actor, f"evidence of run {run_id}")
         path = self._path(run_id)
-        if not path.exists():
+        if not _lies_there(path):
             return EvidenceView(
                 run_id=run_id, state="not there yet", digest="", rehearsal=False, checks=(), not_proved=UNPROVEN
             )
@@ -61,7 +61,8 @@ class EvidenceCases:
         """The bundle itself, to be handed out.
 
         Raises:
-            NotKnown: There is no such run, or it has no evidence yet.
+            NotKnown: There is no such run.
+            Conflict: It has no evidence yet.
         """
         allow(actor, Act.EXPORT)
         self._access.note_read(actor, f"bundle of run {run_id}")
@@ -71,7 +72,8 @@ class EvidenceCases:
         """The root keys as the coordinator learnt them. Whoever verifies should learn them from their owners.
 
         Raises:
-            NotKnown: There is no such run, or it has no evidence yet.
+            NotKnown: There is no such run.
+            Conflict: It has no evidence yet.
         """
         allow(actor, Act.EXPORT)
         self._access.note_read(actor, f"bundle of run {run_id}")
@@ -86,7 +88,8 @@ class EvidenceCases:
             owner: "coordinator" or a holder's id.
 
         Raises:
-            NotKnown: There is no such run, evidence or log.
+            NotKnown: There is no such run or log.
+            Conflict: The run has no evidence yet.
         """
         self._may_inspect(actor, owner)
         self._access.note_read(actor, f"{owner}'s log, run {run_id}")
@@ -111,7 +114,8 @@ class EvidenceCases:
         """One record of a log, with the path of hashes to the root that its owner signed.
 
         Raises:
-            NotKnown: There is no such run, evidence, log or record.
+            NotKnown: There is no such run, log or record.
+            Conflict: The run has no evidence yet.
         """
         self._may_inspect(actor, owner)
         self._access.note_read(actor, f"record {position} of {owner}'s log, run {run_id}")
@@ -146,8 +150,8 @@ class EvidenceCases:
 
     def _bundle(self, run_id: str) -> Path:
         path = self._path(run_id)
-        if not path.exists():
-            raise NotKnown("this run has no evidence yet", next_step="it is gathered when the run ends")
+        if not _lies_there(path):
+            raise Conflict("this run has no evidence yet", next_step="it is gathered when the run ends")
         return path
 
     def _path(self, run_id: str) -> Path:
@@ -156,6 +160,11 @@ class EvidenceCases:
                 raise NotKnown("there is no such run")
         # What is in the store was named by us: it is no path out of here.
         return self._site.directory / "runs" / run_id / _BUNDLE
+
+
+def _lies_there(path: Path) -> bool:
+    """Whether a bundle is there: itself, and not a link by which another file of this machine would be handed out."""
+    return path.is_file() and not path.is_symlink() and not path.parent.is_symlink()
 
 
 @lru_cache(maxsize=32)

@@ -5,12 +5,14 @@ and nothing that counts records.
 """
 
 import hashlib
+from collections.abc import Collection
+from threading import Lock
 from typing import Any
 
 from sqlalchemy import select
 
 from ringfence_policy.accounting import PICO
-from ringfence_policy.errors import Conflict, NotAllowed, NotKnown, UsageError
+from ringfence_policy.errors import Conflict, NotAllowed, NotKnown, Stale, UsageError
 from ringfence_policy.mechanism import MICRO
 from ringfence_server.control.access import AccessCases
 from ringfence_server.control.actor import Actor, Role
@@ -48,6 +50,8 @@ class HolderCases:
         self._site = site
         self._store = store
         self._access = access
+        # Between asking whether a text is still the one that was edited and replacing it, nobody else replaces it.
+        self._editing = Lock()
 
     # --- for everybody -----------------------------------------------------------------------------------------------
 
@@ -105,32 +109,34 @@ class HolderCases:
         self._own(actor, Act.EDIT_POLICY, holder)
         return _text(self._site.desk(holder).policy_text())
 
-    def edit_policy(self, actor: Actor, holder: str, text: str, *, etag: str) -> PolicyText:
+    def edit_policy(self, actor: Actor, holder: str, text: str, *, etags: Collection[str]) -> PolicyText:
         """Write the policy anew and sign it. It holds from the next gate on; where it cannot be signed nothing changes.
 
         Args:
             actor: The officer.
             holder: Whose policy.
             text: TOML; its version has to be higher than the signed one's.
-            etag: Names the text that was edited.
+            etags: Name the texts that may be replaced, as `PolicyText.etag` does.
 
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
             AtTheHolder: In a deployment.
-            Conflict: It was changed since it was read.
+            Stale: It was changed since it was read.
             DocumentInvalid: It is no policy of this holder's, or its version did not rise.
         """
         self._own(actor, Act.EDIT_POLICY, holder)
         if len(text.encode("utf-8", "surrogatepass")) > _MOST_POLICY:
             raise UsageError("a policy is not that long", expected=f"at most {_MOST_POLICY} bytes")
-        if _text(self._site.desk(holder).policy_text()).etag != etag:
-            raise Conflict(
-                "the policy was changed since it was read",
-                expected="the text as it is now",
-                got="an earlier one",
-                next_step="read it again and make the change there",
-            )
-        self._site.desk(holder).sign_text(text)
+        with self._editing:
+            desk = self._site.desk(holder)
+            if _text(desk.policy_text()).etag not in etags:
+                raise Stale(
+                    "the policy was changed since it was read",
+                    expected="an edit of the text as it is now",
+                    got="an edit of another one",
+                    next_step="read it again and make the change there",
+                )
+            desk.sign_text(text)
         return _text(text)
 
     def stop(self, actor: Actor, holder: str, *, how: str, reason: str = "") -> HolderView:

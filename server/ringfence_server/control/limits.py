@@ -44,7 +44,12 @@ _ALWAYS = (
 )
 _STRICT_TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 # After these the rest of a body may still be on its way.
-_BODY_UNREAD = (problems.TOO_SLOW.status, problems.TOO_LARGE.status, problems.WRONG_HOST.status)
+_BODY_UNREAD = (
+    problems.BAD_REQUEST.status,
+    problems.TOO_SLOW.status,
+    problems.TOO_LARGE.status,
+    problems.WRONG_HOST.status,
+)
 _HEALTH = "/health/"
 _API = ("/api/", _HEALTH, "/metrics")
 # What a response of the API has; pages set their own where they are static.
@@ -115,6 +120,10 @@ class Limits:
         # Whoever watches its health asks by address, and learns nothing else.
         if self._host_of(headers) not in self._hosts and not path.startswith(_HEALTH):
             return problems.WRONG_HOST
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            # Two answers to where the body ends: whoever stands before us may have believed the other one (RFC 9112,
+            # 6.1), and what follows would be taken for somebody else's request.
+            return problems.BAD_REQUEST
         length = _text(headers, b"content-length")
         if length and (not length.isdecimal() or int(length[:12]) > self._limit):
             return problems.TOO_LARGE

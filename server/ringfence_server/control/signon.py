@@ -149,11 +149,12 @@ class SignOn:
 
     async def _caller(self, connection: HTTPConnection) -> Caller | None:
         look_up: Callable[[str], Caller | None]
-        shown = connection.headers.get("authorization")
-        if shown is not None:
-            # Whoever shows a token means it: a cookie beside it must not let a revoked one pass.
-            scheme, _, secret = shown.partition(" ")
-            if scheme.lower() != "bearer":
+        shown = connection.headers.getlist("authorization")
+        if shown:
+            # Whoever shows a token means it: a cookie beside it must not let a revoked one pass. Of two, a proxy may
+            # have looked at the other one.
+            scheme, _, secret = shown[0].partition(" ")
+            if len(shown) > 1 or scheme.lower() != "bearer":
                 return None
             secret, look_up = secret.strip(), self._credentials.by_token
         else:

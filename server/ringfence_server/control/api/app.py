@@ -29,7 +29,7 @@ from ringfence_server.control.api import (
 from ringfence_server.control.api.openapi import describe
 from ringfence_server.control.credentials import StoredCredentials
 from ringfence_server.control.feeds import Feeds
-from ringfence_server.control.limits import App, Limits, Receive, Scope, Send, is_api
+from ringfence_server.control.limits import App, Limits, Message, Receive, Scope, Send, is_api
 from ringfence_server.control.metrics import Metrics
 from ringfence_server.control.observed import Observed
 from ringfence_server.control.oidc import IdentityProvider
@@ -46,6 +46,9 @@ _DESCRIPTION = (
     "Runs of one federation: proposals, previews, approvals, rounds as they happen, budgets, evidence. Every error is "
     "a problem document (RFC 9457)."
 )
+
+# What a stream would send is not known before it ends.
+_NO_HEAD = "/stream"
 
 
 def create_app(
@@ -88,6 +91,7 @@ def create_api() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # links name routes by it
     )
     for routes in (routes_service, routes_plans, routes_runs, routes_holders, routes_evidence, routes_access):
         api.include_router(routes.router)
@@ -107,8 +111,24 @@ class _Doors:
         self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        inside = self._api if scope["type"] == "http" and is_api(scope["path"]) else self._pages
-        await inside(scope, receive, send)
+        if scope["type"] != "http" or not is_api(scope["path"]):
+            await self._pages(scope, receive, send)
+        elif scope["method"] == "HEAD" and not scope["path"].endswith(_NO_HEAD):
+            await self._head(scope, receive, send)
+        else:
+            await self._api(scope, receive, send)
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """HEAD is GET without the body (RFC 9110, 9.3.2); monitors ask like this whether a service is alive."""
+
+        async def without_body(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        scope["method"] = "GET"
+        try:
+            await self._api(scope, receive, without_body)
+        finally:
+            scope["method"] = "HEAD"
 
 
 def _watching(standing: Standing) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -153,6 +173,8 @@ def _methods(api: FastAPI, path: str) -> list[str]:
         if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path)
         for method in item
     }
+    if "get" in found and not path.endswith(_NO_HEAD):
+        found.add("head")
     return sorted(method.upper() for method in found)
 
 

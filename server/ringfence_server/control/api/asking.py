@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request
-from pydantic import StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from ringfence_server.control.actor import Actor
 from ringfence_server.control.plane import ControlPlane
@@ -26,9 +26,30 @@ RunId = Annotated[str, Path(description="A run's id.", pattern=ID_PATTERN)]
 HolderId = Annotated[str, Path(description="A data holder's id.", pattern=ID_PATTERN)]
 ProposalId = Annotated[str, Path(description="A proposal's id.", pattern=ID_PATTERN)]
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+# What one person writes for others to read. Control characters are left out but for tabs and line ends (PostgreSQL
+# keeps no NUL), and so are those that turn the direction of what follows: text must not look like another text.
+_CONTROLS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
+Words = Annotated[str, StringConstraints(max_length=500, pattern=rf"^[^{_CONTROLS}]*$")]
+ONE_LINE = rf"^[^{_CONTROLS}\t\r\n]*[^{_CONTROLS}\s][^{_CONTROLS}\t\r\n]*$"
+NotBlank = Annotated[
+    str, StringConstraints(max_length=500, pattern=rf"^[^{_CONTROLS}]*[^{_CONTROLS}\s][^{_CONTROLS}]*$")
+]
+
+
+def _whole(found: object) -> object:
+    return int(found) if isinstance(found, float) and found.is_integer() else found
+
+
+# JSON has one kind of number: 4.0 is as whole as 4. A text of digits and `true` are none. Stands after the limits.
+WHOLE = (Field(strict=True), BeforeValidator(_whole))
 Limit = Annotated[int, Query(ge=1, le=200, description="How many, at most.")]
 Cursor = Annotated[
-    str | None, Query(max_length=200, description="`next` of the page before; left out for the first page.")
+    str | None,
+    Query(pattern=r"^[0-9A-Za-z-]{1,64}$", description="`next` of the page before; left out for the first page."),
+]
+NumberCursor = Annotated[
+    str | None,
+    Query(pattern=r"^[0-9]{1,18}$", description="`next` of the page before; left out for the first page."),
 ]
 IdempotencyKey = Annotated[
     str | None,

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from ringfence_server.control.api import problems
+from ringfence_server.control.api.links import links_of
 from ringfence_server.control.permissions import Act
 from ringfence_server.control.signon import OPEN_PATHS
 from ringfence_server.control.store.engine import StoreFault
@@ -83,4 +84,7 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> No
         there = responses.get(str(status))
         named = set(there["description"].removeprefix("A problem: ").split(", ")) if there else set()
         responses[str(status)] = problems.documented_as(sorted(named | {f"`{code}`" for code in codes}))
+    for status, response in responses.items():
+        if status.startswith("2") and (links := links_of(operation["operationId"])):
+            response["links"] = links
     operation["responses"] = dict(sorted(responses.items()))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence_policy.errors import NotAllowed, NotKnown, UsageError
 from ringfence_server.control.actor import Role
-from ringfence_server.control.api.asking import ID_PATTERN, Caller, Cursor, Limit, Plane
+from ringfence_server.control.api.asking import ID_PATTERN, ONE_LINE, WHOLE, Caller, Limit, NumberCursor, Plane
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
 from ringfence_server.control.permissions import Act
@@ -16,15 +16,18 @@ from ringfence_server.control.views import Page, ReadView, TokenView
 router = APIRouter(tags=["access"])
 
 
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=ONE_LINE)]
+
+
 class NewToken(BaseModel):
     """A token to be made. A role holder's is bound to one data holder."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+    name: Name
     role: Role
     holder: Annotated[str | None, Field(pattern=ID_PATTERN)] = None
-    days: Annotated[int, Field(ge=1, le=366, strict=True)] = 30
+    days: Annotated[int, Field(ge=1, le=366), *WHOLE] = 30
 
 
 @router.post(
@@ -62,6 +65,6 @@ def revoke_token(
 
 
 @router.get("/api/v1/reads", responses=documented(NotAllowed, UsageError), openapi_extra=act_of(Act.SEE_READS))
-def list_reads(caller: Caller, plane: Plane, cursor: Cursor = None, limit: Limit = 50) -> Page[ReadView]:
+def list_reads(caller: Caller, plane: Plane, cursor: NumberCursor = None, limit: Limit = 50) -> Page[ReadView]:
     """List what regulators looked at, newest first."""
     return plane.access.reads(caller, cursor=cursor, limit=limit)

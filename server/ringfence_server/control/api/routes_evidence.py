@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 
-from ringfence_policy.errors import NotAllowed, NotKnown
+from ringfence_policy.errors import Conflict, NotAllowed, NotKnown
 from ringfence_server.control.api.asking import Caller, HolderId, Plane, RunId
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
@@ -29,7 +29,7 @@ def verify(run_id: RunId, caller: Caller, plane: Plane) -> EvidenceView:
     response_class=Response,
     responses={
         200: {"content": {_ZIP: {"schema": {"type": "string", "format": "binary"}}}},
-        **documented(NotAllowed, NotKnown),
+        **documented(NotAllowed, NotKnown, Conflict),
     },
     openapi_extra=act_of(Act.EXPORT),
 )
@@ -41,7 +41,9 @@ def export(run_id: RunId, caller: Caller, plane: Plane) -> Response:
 
 
 @router.get(
-    "/api/v1/runs/{run_id}/evidence/roots", responses=documented(NotAllowed, NotKnown), openapi_extra=act_of(Act.EXPORT)
+    "/api/v1/runs/{run_id}/evidence/roots",
+    responses=documented(NotAllowed, NotKnown, Conflict),
+    openapi_extra=act_of(Act.EXPORT),
 )
 def roots(run_id: RunId, caller: Caller, plane: Plane) -> dict[str, Any]:
     """Show the root keys as the coordinator learnt them. Whoever verifies should learn them from their owners."""
@@ -49,7 +51,9 @@ def roots(run_id: RunId, caller: Caller, plane: Plane) -> dict[str, Any]:
 
 
 @router.get(
-    "/api/v1/runs/{run_id}/logs/{owner}", responses=documented(NotAllowed, NotKnown), openapi_extra=act_of(Act.INSPECT)
+    "/api/v1/runs/{run_id}/logs/{owner}",
+    responses=documented(NotAllowed, NotKnown, Conflict),
+    openapi_extra=act_of(Act.INSPECT),
 )
 def list_entries(run_id: RunId, owner: HolderId, caller: Caller, plane: Plane) -> list[EntryView]:
     """List the records of one log that are about a run; `owner` is `coordinator` or a data holder's id."""
@@ -58,7 +62,7 @@ def list_entries(run_id: RunId, owner: HolderId, caller: Caller, plane: Plane) -
 
 @router.get(
     "/api/v1/runs/{run_id}/logs/{owner}/{position}",
-    responses=documented(NotAllowed, NotKnown),
+    responses=documented(NotAllowed, NotKnown, Conflict),
     openapi_extra=act_of(Act.INSPECT),
 )
 def prove(run_id: RunId, owner: HolderId, position: Position, caller: Caller, plane: Plane) -> ProofView:

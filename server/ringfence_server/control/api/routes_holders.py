@@ -1,5 +1,6 @@
 """Routes of data holders: what everybody may see of one, and what its own data officer does."""
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
@@ -7,15 +8,16 @@ from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from ringfence_policy.errors import AtTheHolder, Conflict, DocumentInvalid, NotAllowed, NotKnown, UsageError
+from ringfence_policy.errors import AtTheHolder, Conflict, DocumentInvalid, NotAllowed, NotKnown, Stale, UsageError
 from ringfence_server.control.api import problems
-from ringfence_server.control.api.asking import Caller, HolderId, Limit, Plane
+from ringfence_server.control.api.asking import Caller, HolderId, Limit, Plane, Words
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
 from ringfence_server.control.permissions import Act, allow
 from ringfence_server.control.views import DecisionView, HolderSummary, HolderView, PolicyText, UseView
 
 router = APIRouter(tags=["holders"])
+_STRONG_TAG = re.compile(r'"[0-9a-f]+"')
 
 
 class NewPolicy(BaseModel):
@@ -31,7 +33,7 @@ class Stop(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: Annotated[str, Field(max_length=500)] = ""
+    reason: Words = ""
 
 
 class AskFirst(BaseModel):
@@ -79,7 +81,7 @@ def show_policy(holder_id: HolderId, caller: Caller, plane: Plane, response: Res
 @router.put(
     "/api/v1/holders/{holder_id}/policy",
     responses=documented(
-        NotAllowed, NotKnown, AtTheHolder, Conflict, DocumentInvalid, UsageError, problems.PRECONDITION_REQUIRED
+        NotAllowed, NotKnown, AtTheHolder, Stale, DocumentInvalid, UsageError, problems.PRECONDITION_REQUIRED
     ),
     openapi_extra=act_of(Act.EDIT_POLICY),
 )
@@ -91,14 +93,16 @@ def edit_policy(
     plane: Plane,
     response: Response,
     if_match: Annotated[
-        str | None, Header(max_length=200, description="The `ETag` of the text that you edited.")
+        str | None, Header(alias="If-Match", max_length=200, description="The `ETag` of the text that you edited.")
     ] = None,
 ) -> PolicyText:
     """Write the policy anew and sign it. It holds from the next gate on; where it cannot be signed nothing changes."""
     allow(caller, Act.EDIT_POLICY, holder=holder_id)
-    if if_match is None:
+    if if_match is None or if_match.strip() == "*":  # `*` is any version: whoever sends it has read none
         raise HTTPException(problems.PRECONDITION_REQUIRED.status)
-    found = plane.holders.edit_policy(caller, holder_id, new.text, etag=if_match.removeprefix("W/").strip('"'))
+    # RFC 9110, 13.1.1: a list, compared strongly, so that a weak tag (W/"...") names nothing.
+    named = {one.strip()[1:-1] for one in if_match.split(",") if _STRONG_TAG.fullmatch(one.strip())}
+    found = plane.holders.edit_policy(caller, holder_id, new.text, etags=named)
     response.headers["ETag"] = f'"{found.etag}"'
     return found
 

@@ -6,7 +6,16 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence_policy.errors import Conflict, DocumentInvalid, NotAllowed, NotKnown, UsageError
-from ringfence_server.control.api.asking import Caller, Cursor, HolderId, IdempotencyKey, Limit, Plane, ProposalId
+from ringfence_server.control.api.asking import (
+    Caller,
+    Cursor,
+    HolderId,
+    IdempotencyKey,
+    Limit,
+    Plane,
+    ProposalId,
+    Words,
+)
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
 from ringfence_server.control.permissions import Act
@@ -29,7 +38,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     approves: bool
-    note: Annotated[str, Field(max_length=500)] = ""
+    note: Words = ""
 
 
 @router.get("/api/v1/plans", responses=documented(NotAllowed), openapi_extra=act_of(Act.SEE_PLANS))

@@ -10,7 +10,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from ringfence_policy.errors import Conflict, DeploymentFault, NotAllowed, NotKnown, UsageError
-from ringfence_server.control.api.asking import Caller, Cursor, Id, IdempotencyKey, Limit, Plane, RunId
+from ringfence_server.control.api.asking import WHOLE, Caller, Cursor, Id, IdempotencyKey, Limit, NotBlank, Plane, RunId
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
 from ringfence_server.control.permissions import Act
@@ -31,8 +31,8 @@ class Start(BaseModel):
 
     proposal: Id
     seed: Annotated[
-        int | None,
-        Field(ge=0, le=_LARGEST, strict=True, description="Rehearse with seeded, repeatable noise: NOT PRIVATE."),
+        Annotated[int, Field(ge=0, le=_LARGEST), *WHOLE] | None,
+        Field(description="Rehearse with seeded, repeatable noise: NOT PRIVATE."),
     ] = None
 
 
@@ -50,7 +50,7 @@ class Reasoned(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: NotBlank
 
 
 @router.post(

@@ -84,7 +84,7 @@ class PolicyEditor:
             ):
                 text = policy_form.next_version(text)
             fresh = await seat.ask(
-                seat.plane.holders.edit_policy, seat.actor, seat.holder, text, etag=self._policy.etag
+                seat.plane.holders.edit_policy, seat.actor, seat.holder, text, etags=(self._policy.etag,)
             )
             self._draw(fresh, fresh.text)
             await self._signed()
