@@ -142,8 +142,8 @@ def holder_state(scenario: TinyScenario, holder_id: str) -> HolderState:
             ),
             records=records,
         )
-    sent = [one["hold_id"] for one in records if one["kind"] == "sent"]
-    assert sorted(sent) == sorted(hold.hold_id for hold in state.holds if hold.state in LEFT), holder_id
+    used = [one["hold_id"] for one in records if one["kind"] in ("sent", "charged")]
+    assert sorted(used) == sorted(hold.hold_id for hold in state.holds if hold.state in LEFT), holder_id
     return state
 
 
