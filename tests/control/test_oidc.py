@@ -1,6 +1,5 @@
 """Single sign-on against a real provider on the loopback address, and all that its answers may be wrong in."""
 
-import time
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
