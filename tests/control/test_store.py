@@ -161,6 +161,14 @@ def test_text_that_the_database_cannot_hold_is_the_senders_fault(site, server):
         plane.close()
 
 
+def test_a_database_without_an_encoding_keeps_every_name(server):
+    store = open_store(server.fresh_database(encoding="SQL_ASCII"))
+    with store.write() as db:
+        db.add(proposal("Zürich · 東京"))
+    assert names(store) == {"Zürich · 東京"}
+    store.close()
+
+
 def test_a_url_of_no_database_that_is_known_is_refused():
     for wrong in ("mysql://host/name", "no url at all", "sqlite+aiosqlite:///x"):
         with pytest.raises(UsageError):

@@ -83,11 +83,11 @@ class Postgres:
                 cwd=self.directory,
             )
 
-    def fresh_database(self) -> str:
+    def fresh_database(self, *, encoding: str = "UTF8") -> str:
         """The URL of a database that was just made."""
         name = f"test{next(self.numbers)}"
         with psycopg.connect(self._url("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")
         return f"postgresql+psycopg://{self.user}@127.0.0.1:{self.port}/{name}"
 
 

@@ -107,7 +107,13 @@ def open_store(url: str) -> Store:
         event.listen(engine, "after_cursor_execute", _note_result)
         event.listen(engine, "reset", _close_results)
     else:
-        engine = create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=20)
+        # A database that was made without a locale has no encoding of its own, and would answer in bytes.
+        engine = create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            connect_args={"client_encoding": "utf8"},
+            pool_pre_ping=True,
+            pool_size=20,
+        )
         event.listen(engine, "begin", _begin_postgresql)
     store = Store(engine)
     store.migrate()
