@@ -34,29 +34,16 @@ import torch
 from opacus import PrivacyEngine
 from torch import nn
 
+from cohort_task import BATCH, FEATURES, LEARNING_RATE, MECHANISM, RECORDS, STEPS, make_holders, make_jobs
 from ringfence_client.cohort_kernel import HolderSteps, Kernel, TorchKernel, best_kernel
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import Arrays, build_module, initial_arrays, read_arrays, write_arrays
 from ringfence_client.noise import SecureNoise
-from ringfence_client.trainer import TrainingJob
-from ringfence_policy.mechanism import DpMechanism
-from ringfence_policy.vocabulary import Relation, Unit
 from where_measured import environment
 
 MODEL: Final[Mapping[str, Any]] = {"kind": "mlp", "hidden": (64, 64), "seed": 0}
-FEATURES, RECORDS, BATCH, STEPS = 30, 512, 64, 8
 WIDTHS = (FEATURES, 64, 64, 1)
-LEARNING_RATE = 0.1
-MECHANISM = DpMechanism(
-    kind="dp-sgd",
-    clipping_norm=1.0,
-    noise_multiplier=1.0,
-    sampling_rate=BATCH / RECORDS,
-    steps=STEPS,
-    unit=Unit.RECORD,
-    relation=Relation.ADD_OR_REMOVE,
-)
 # Forward, the gradients of weights, and those of every layer's inputs but the first, two operations a multiplication.
 FLOPS = 2 * BATCH * STEPS * (3 * sum(a * b for a, b in pairwise(WIDTHS)) - WIDTHS[0] * WIDTHS[1])
 FLOWER = "Flower with Opacus"
@@ -65,34 +52,9 @@ SLOW_HOLDERS = 6
 WANTED_RATIO = 40.0
 
 
-def make_holders(count: int, *, seed: int = 0) -> list[HolderData]:
-    """Simulated holders: one linear rule with noise, other rows at each."""
-    rng = np.random.default_rng(seed)
-    rule = rng.normal(size=FEATURES)
-    holders = []
-    for _ in range(count):
-        features = rng.uniform(-1, 1, (RECORDS, FEATURES)).astype(np.float32)
-        labels = (features @ rule + rng.normal(size=RECORDS) > 0).astype(np.float32)
-        holders.append(HolderData.from_arrays(features, labels))
-    return holders
-
-
 def ours(holders: Sequence[HolderData], arrays: Arrays, kernel: Kernel) -> None:
     """The product's trainer, from jobs to updates."""
-    jobs = [
-        TrainingJob(
-            holder_id=f"holder-{number}",
-            model=MODEL,
-            arrays=arrays,
-            data=data,
-            mechanism=MECHANISM,
-            learning_rate=LEARNING_RATE,
-            expected_batch=float(BATCH),
-            noise=SecureNoise(),
-        )
-        for number, data in enumerate(holders)
-    ]
-    updates = CohortTrainer(kernel).train(jobs)
+    updates = CohortTrainer(kernel).train(make_jobs(holders, MODEL, arrays, [SecureNoise() for _ in holders]))
     assert all(update.applied.keeps(MECHANISM) for update in updates)
 
 

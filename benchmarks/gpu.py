@@ -22,59 +22,16 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from cohort_task import FEATURES, STEPS, make_holders, make_jobs
 from ringfence_client.cohort_kernel import CompiledKernel, Kernel, TorchKernel
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.compiled import load_library
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import Arrays, initial_arrays
-from ringfence_client.noise import NoiseSource, RehearsalNoise, SecureNoise
-from ringfence_client.trainer import TrainingJob
-from ringfence_policy.mechanism import DpMechanism
-from ringfence_policy.vocabulary import Relation, Unit
+from ringfence_client.noise import RehearsalNoise, SecureNoise
 from where_measured import environment
 
-FEATURES, RECORDS, BATCH, STEPS = 30, 512, 64, 8
-MECHANISM: Final = DpMechanism(
-    kind="dp-sgd",
-    clipping_norm=1.0,
-    noise_multiplier=1.0,
-    sampling_rate=BATCH / RECORDS,
-    steps=STEPS,
-    unit=Unit.RECORD,
-    relation=Relation.ADD_OR_REMOVE,
-)
 AGREED: Final = 1e-5
-
-
-def make_data(count: int, *, seed: int) -> list[HolderData]:
-    """Records of simulated holders: one linear rule with noise, other rows at each."""
-    rng = np.random.default_rng(seed)
-    rule = rng.normal(size=FEATURES)
-    data = []
-    for _ in range(count):
-        features = rng.uniform(-1, 1, (RECORDS, FEATURES)).astype(np.float32)
-        labels = (features @ rule + rng.normal(size=RECORDS) > 0).astype(np.float32)
-        data.append(HolderData.from_arrays(features, labels))
-    return data
-
-
-def make_jobs(
-    data: Sequence[HolderData], model: Mapping[str, Any], arrays: Arrays, noise: Sequence[NoiseSource]
-) -> list[TrainingJob]:
-    """One round's job of each holder."""
-    return [
-        TrainingJob(
-            holder_id=f"holder-{number}",
-            model=model,
-            arrays=arrays,
-            data=own,
-            mechanism=MECHANISM,
-            learning_rate=0.1,
-            expected_batch=float(BATCH),
-            noise=source,
-        )
-        for number, (own, source) in enumerate(zip(data, noise, strict=True))
-    ]
 
 
 def disagreement(
@@ -93,7 +50,7 @@ def measure(
     count: int, hidden: Sequence[int], ways: Mapping[str, tuple[Kernel, int]], *, repetitions: int, seed: int
 ) -> dict[str, Any]:
     """Client-steps a second of every way, interleaved."""
-    model, data = {"kind": "mlp", "hidden": tuple(hidden), "seed": 0}, make_data(count, seed=seed)
+    model, data = {"kind": "mlp", "hidden": tuple(hidden), "seed": 0}, make_holders(count, seed=seed)
     arrays = initial_arrays(model, FEATURES)
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for repetition in range(repetitions + 1):
@@ -131,7 +88,7 @@ def main() -> int:
     gpu, compiled, cores = TorchKernel("cuda"), CompiledKernel(library), torch.get_num_threads()
     model = {"kind": "mlp", "hidden": tuple(arguments.hidden), "seed": 0}
     apart = disagreement(
-        make_data(100, seed=arguments.seed), model, initial_arrays(model, FEATURES), [compiled, TorchKernel(), gpu]
+        make_holders(100, seed=arguments.seed), model, initial_arrays(model, FEATURES), [compiled, TorchKernel(), gpu]
     )
     ways = {"compiled, one thread": (compiled, 1), f"compiled, {cores} threads": (compiled, cores), gpu.name: (gpu, 1)}
     result = {
