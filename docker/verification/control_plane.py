@@ -47,7 +47,7 @@ def check_control_plane(stack: Stack, findings: Findings) -> None:
         *("control", "ringfence", "control", "token", "issue", "/deployment", "--database", _DATABASE),
         *("--name", "verify", "--role", "researcher", "--json"),
     )
-    token = json.loads(said)["token"]
+    token = json.loads(said)["secret"]
     plan = stack.inside("control", "cat", "/deployment/plan.toml")
     status, proposal = _ask(stack, token, "POST", "/api/v1/proposals", {"text": plan})
     forecast = _ask(stack, token, "POST", "/api/v1/previews", {"text": plan})[1]
