@@ -262,7 +262,7 @@ class Officer(Person):
         epsilon = min(_EPSILON_A_RUN * version, 900)
         text = re.sub(r'^epsilon = "\d+"$', f'epsilon = "{epsilon}"', text, flags=re.MULTILINE)
         becomes = {("policy", self.holder): text, ("signed", self.holder): f"{self.holder}-terms@{version}"}
-        headers = {"if-match": now.json()["etag"]}
+        headers = {"if-match": now.headers["etag"]}
         reply = self.ask("PUT", f"holders/{self.holder}/policy", becomes, json={"text": text}, headers=headers)
         return reply is not None and reply.is_success
 
