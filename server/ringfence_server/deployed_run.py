@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ringfence_policy.errors import DeploymentFault, NotAllowed, ScenarioBusy, S
 from ringfence_server.conductor_lock import Conductor, conductor_of
 from ringfence_server.deployment import Deployment
 from ringfence_server.flower_control import ONLINE, FlowerControl, FlowerNode
+from ringfence_server.interruption import uninterrupted
 from ringfence_server.registry import Registry
 from ringfence_server.run_failure import FLOWER_LOG
 from ringfence_server.run_file import (
@@ -99,6 +100,8 @@ class FlowerRun:
         """Stop it, and wait until its process is gone: nothing may write to the run any more."""
         with suppress(DeploymentFault):  # over already, or no SuperLink: what counts is the process
             self._control.stop_run(self.flower_run_id)
+        if not self._was_conducted and self._conductor() is None:
+            self._give_up()
         for kind in (signal.SIGTERM, signal.SIGKILL):  # Flower would tell it at its next heartbeat
             conductor = self._conductor()
             if conductor is not None:
@@ -107,6 +110,12 @@ class FlowerRun:
             until = time.monotonic() + _STOP_SECONDS
             while self._conductor() is not None and time.monotonic() < until:
                 time.sleep(0.1)
+
+    def _give_up(self) -> None:
+        """Let a process that Flower is just starting find, once it has its lock, that it comes too late."""
+        now = RunFile.load(Path(self._run.directory))
+        if now.attempt == self._run.attempt:
+            now.next_attempt().save()
 
     def _conductor(self) -> Conductor | None:
         found = conductor_of(self._run.root)
@@ -202,8 +211,10 @@ def refuse_second(deployment: Deployment) -> None:
 @contextmanager
 def launched(control: FlowerControl, run: RunFile) -> Iterator[FlowerRun]:
     """Start one attempt at a run. It is stopped where the block is left before its end."""
-    flower_run_id = control.start_run({RUN_DIRECTORY: run.directory, ATTEMPT: run.attempt})
-    with stopped_at_the_end(FlowerRun(control, run, flower_run_id)) as started:
+    with ExitStack() as ends:
+        with uninterrupted():  # or a run would go on whose number nobody has
+            flower_run_id = control.start_run({RUN_DIRECTORY: run.directory, ATTEMPT: run.attempt})
+            started = ends.enter_context(stopped_at_the_end(FlowerRun(control, run, flower_run_id)))
         yield started
 
 

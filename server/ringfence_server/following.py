@@ -1,8 +1,6 @@
 """Following a run to its end: its events are shown, an interruption stops it, and its end is said."""
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ import typer
 
 from ringfence_policy.errors import RunFailed
 from ringfence_server.events import follow
+from ringfence_server.interruption import termination_interrupts
 from ringfence_server.progress import Progress
 from ringfence_server.run_file import RunFile
 
@@ -95,19 +94,6 @@ def follow_run(run: RunFile, followed: Followed, *, as_json: bool, resume: str =
 
 def _events(run: RunFile) -> Path:
     return Path(run.directory) / "events.jsonl"
-
-
-@contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, so that whoever stops this process stops the run with it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _say_failure(error: dict[str, Any], code: int, *, as_json: bool) -> int:

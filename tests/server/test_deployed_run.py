@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from dataclasses import dataclass, field, replace
 
@@ -12,8 +13,9 @@ import pytest
 from ringfence_policy.errors import DeploymentFault, RunFailed, ScenarioBusy
 from ringfence_server import deployed_run
 from ringfence_server.conductor_lock import conducting, conductor_of
-from ringfence_server.deployed_run import FlowerRun, going_on, refuse_second
+from ringfence_server.deployed_run import FlowerRun, going_on, launched, refuse_second
 from ringfence_server.flower_control import FlowerRunState
+from ringfence_server.interruption import termination_interrupts
 from ringfence_server.run_file import RunFile, SuperNode
 
 RUNNING = FlowerRunState("running", "", "")
@@ -171,6 +173,25 @@ def test_stopping_ends_the_process_also_where_the_superlink_is_gone(run):
         assert conductor_of(run.root) is None
         process.process.join(30)
         assert process.process.exitcode is not None
+
+
+def test_a_process_that_starts_after_the_stop_finds_that_it_comes_too_late(run):
+    FlowerRun(Control(), run, 7).stop()
+    with pytest.raises(RunFailed, match="given up"), conducting(run, attempt=run.attempt, flower_run_id=7):
+        raise AssertionError("a stopped run went on")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_while_the_superlink_starts_a_run_still_stops_it(run, kind):
+    class Interrupted(Control):
+        def start_run(self, _):
+            signal.raise_signal(kind)
+            return 7
+
+    control = Interrupted()
+    with pytest.raises(KeyboardInterrupt), termination_interrupts(), launched(control, run):
+        raise AssertionError("nobody follows it")
+    assert control.stopped == [7]
 
 
 def test_another_attempts_process_is_left_alone(run):

@@ -19,7 +19,8 @@ from ringfence_server.deployed_run import (
 )
 from ringfence_server.deployment import Deployment, load_deployment
 from ringfence_server.flower_control import FlowerControl
-from ringfence_server.following import events_so_far, follow_run, termination_interrupts
+from ringfence_server.following import events_so_far, follow_run
+from ringfence_server.interruption import termination_interrupts
 from ringfence_server.run_failure import told
 from ringfence_server.run_file import RunFile
 
