@@ -1,6 +1,5 @@
-"""What several of a data holder's commands share: arguments, options, and whether a person is there to ask."""
+"""What several of a data holder's commands share: arguments and options."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +13,3 @@ RootFile = Annotated[
 Reason = Annotated[
     str, typer.Option("--reason", metavar="TEXT", help="Why, in at most 500 characters. Signed, and public.")
 ]
-
-
-def is_asked() -> bool:
-    """Whether a person is there to answer."""
-    return sys.stdin.isatty()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ringfence_client.cli_options import AsJson, Directory, RootFile, is_asked
-from ringfence_policy.cli import answering
+from ringfence_client.cli_options import AsJson, Directory, RootFile
+from ringfence_policy.cli import answering, is_asked
 from ringfence_policy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -173,10 +173,10 @@ def join(
     as_json: AsJson = False,
 ) -> None:
     """Get to know a coordinator by its letter, once its thumbprint was compared; or take its newest letter."""
-    from ringfence_client.comparing import compare  # noqa: PLC0415
     from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.joining import is_known, keep, letter_document, read_invitation  # noqa: PLC0415
+    from ringfence_policy.comparing import compare  # noqa: PLC0415
 
     home = HolderHome(directory)
     refuse_without_state(home)

@@ -67,6 +67,11 @@ def answering(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def is_asked() -> bool:
+    """Whether a person is there to answer."""
+    return sys.stdin.isatty()
+
+
 @policy_app.command()
 @answering
 def check(

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ringfence_policy.comparing import compare
 from ringfence_policy.errors import DeploymentFault, TrustRefused, UsageError
 from ringfence_policy.letters import Registration, read_letter
 from ringfence_server.deployment import (
@@ -86,7 +87,9 @@ def register_holder(directory: Path, registration: Path, *, thumbprint: str | No
     before = registry.check(letter)
     card = letter.card
     if before is None or thumbprint is not None:
-        _compare(letter, thumbprint)
+        if thumbprint is None and not as_json:
+            typer.echo(f"{card.name} ({card.holder_id}), region {card.region}, declared weight {card.weight}")
+        compare(letter.root, thumbprint, whose=card.name, as_json=as_json)
     coordinator = deployment.coordinator()
     try:
         registry.keep(letter, token, coordinator)
@@ -106,34 +109,6 @@ def register_holder(directory: Path, registration: Path, *, thumbprint: str | No
     typer.echo(f"{card.name} ({card.holder_id}) is registered under the root key {letter.root.thumbprint}.")
     later = f"Its SuperNode may connect once `ringfence coordinator start {directory}` runs."
     typer.echo("Its SuperNode may connect now." if in_use else later)
-
-
-def _compare(letter: Registration, thumbprint: str | None) -> None:
-    """Let a person compare the root key: the letter proves that it is whole, and not whose key it brings."""
-    found, card = letter.root.thumbprint, letter.card
-    if thumbprint is None and _is_at_terminal():
-        typer.echo(f"{card.name} ({card.holder_id}), region {card.region}, declared weight {card.weight}")
-        typer.echo(f"root key: {found}")
-        if not typer.confirm("Did this data holder tell you this very thumbprint by another way?", default=False):
-            raise TrustRefused("the registration was not confirmed", got=found)
-        return
-    if thumbprint is None:
-        raise UsageError(
-            "a registration is taken in once its root key was compared",
-            expected="--thumbprint, as the data holder told you by another way, such as a telephone",
-            got=f"a registration of {card.holder_id} with the root key {found}",
-        )
-    if thumbprint.strip() != found:
-        raise TrustRefused(
-            "the registration brings another root key than the data holder told you of",
-            expected=thumbprint.strip(),
-            got=found,
-            next_step="do not take it in; ask the data holder by another way",
-        )
-
-
-def _is_at_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def show_holders(directory: Path, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import DeploymentFault, NotAllowed, ScenarioBusy, ScenarioInvalid, UsageError
+from ringfence_policy.errors import DeploymentFault, ScenarioBusy, ScenarioInvalid, UsageError
 from ringfence_server.conductor_lock import Conductor, conductor_of
 from ringfence_server.deployment import Deployment
 from ringfence_server.flower_control import ONLINE, FlowerControl, FlowerNode
@@ -24,6 +24,7 @@ from ringfence_server.run_file import (
     SuperNode,
     draft_run,
     reach,
+    without_declined,
 )
 from ringfence_server.superlink_keys import reconcile
 
@@ -151,9 +152,7 @@ def start_deployed_run(
             next_step=f"hand out {deployment.invitation_file}, and take in what comes back: "
             f"`ringfence coordinator register {deployment.directory} REGISTRATION`",
         )
-    cards = {holder: card for holder, card in cards.items() if holder not in declined}
-    if not cards:
-        raise NotAllowed("every data holder declined", expected="at least one that takes part")
+    cards = without_declined(cards, declined)
     if terms.model.kind == "module":
         reach(INITIAL_MODEL)  # this machine makes the model that the run starts from: is what it takes installed?
     nodes = _supernodes(deployment, control)

@@ -2,21 +2,23 @@
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.errors import NotAllowed, ScenarioInvalid
 from ringfence_policy.identity import PublicKey
 from ringfence_policy.plan import PlanFile, PlanHolder, TrainingPlan
 from ringfence_policy.protocol import HolderCard
 from ringfence_policy.schema import DatasetSchema
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.scenario import Scenario
+
+T = TypeVar("T")
 
 # The holders' side, reached as Flower reaches it: by reference, never by import.
 ENROL = "ringfence_client.enrolment:enrol"
@@ -158,6 +160,18 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None, run_id:
     run = replace(run, flower_run_id=secrets.randbits(62) | 1, holder_directories=directories)
     run.save()
     return run
+
+
+def without_declined(cards: Mapping[str, T], declined: Collection[str]) -> dict[str, T]:
+    """What is known of each data holder, for those who take part.
+
+    Raises:
+        NotAllowed: Everybody declined.
+    """
+    kept = {holder_id: of_it for holder_id, of_it in cards.items() if holder_id not in declined}
+    if not kept:
+        raise NotAllowed("every data holder declined", expected="at least one that takes part")
+    return kept
 
 
 def draft_run(

@@ -206,3 +206,4 @@ def test_a_fault_that_nobody_foresaw_does_not_end_the_runner(plane, monkeypatch)
 
     monkeypatch.setattr(plane._runner, "_look", stumble)
     finished(plane, plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, plan_of(plane)).id).run_id)
+    assert next(faults, None) is None  # both came up

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import pytest
+from bare_run import bare_run
 
 from ringfence_policy.errors import DeploymentFault, RunFailed, ScenarioBusy
 from ringfence_server import deployed_run
@@ -28,21 +29,8 @@ def run(tmp_path):
     """A run of a deployment, at its first attempt."""
     directory = tmp_path / "runs" / "one"
     directory.mkdir(parents=True)
-    found = RunFile(
-        run_id="one",
-        flower_run_id=0,
-        scenario="trees",
-        directory=str(directory),
-        out=str(directory),
-        plan_token="token",  # noqa: S106 -- no secret
-        cards={},
-        holder_directories={},
-        seed=None,
-        attempt=1,
-        started_at="2026-11-26T05:00:00+00:00",
-        superlink="127.0.0.1:1",
-        supernodes={"oak": SuperNode(node_id=2**63 + 5, key="pem")},
-    )
+    supernodes = {"oak": SuperNode(node_id=2**63 + 5, key="pem")}
+    found = bare_run(directory, superlink="127.0.0.1:1", supernodes=supernodes)
     found.save()
     return found
 

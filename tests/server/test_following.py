@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from bare_run import bare_run
 
 from ringfence_server.following import follow_run
-from ringfence_server.run_file import RunFile
 
 FAILED = {"event": "run-failed", "exit_code": 1, "error": {"code": "run-failed", "summary": "its process was killed"}}
 GOES_ON = {"event": "evaluating", "at": 0}
@@ -25,18 +25,5 @@ class Over:
 def test_a_failure_counts_unless_a_later_attempt_went_on(tmp_path, capsys, events, code):
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(one) + "\n" for one in events))
     (tmp_path / "summary.json").write_text(json.dumps({"status": "completed"}))
-    run = RunFile(
-        run_id="run-1",
-        flower_run_id=1,
-        scenario="trees",
-        directory=str(tmp_path),
-        out=str(tmp_path),
-        plan_token="",
-        cards={},
-        holder_directories={},
-        seed=None,
-        attempt=2,
-        started_at="2026-01-01T00:00:00Z",
-    )
-    assert follow_run(run, Over(), as_json=True) == code
+    assert follow_run(bare_run(tmp_path, attempt=2), Over(), as_json=True) == code
     capsys.readouterr()

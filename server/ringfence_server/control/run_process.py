@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import NotAllowed, RingfenceError, ScenarioBusy
+from ringfence_policy.errors import RingfenceError, ScenarioBusy
 from ringfence_server.control.run_claim import claimed
 from ringfence_server.deployment import is_deployment
 from ringfence_server.forecast import forecast, forecast_document
 from ringfence_server.occupation import name_occupant, occupied
 from ringfence_server.run_failure import keep_log, told
-from ringfence_server.run_file import RunFile, start_run
-from ringfence_server.scenario import Scenario, load_scenario
+from ringfence_server.run_file import RunFile, start_run, without_declined
+from ringfence_server.scenario import load_scenario
 from ringfence_server.worker import run_embedded
 
 BUSY = 75
@@ -58,22 +58,12 @@ def _run(site: Path, directory: Path, order: Mapping[str, Any]) -> RunFile:
         run = RunFile.load(directory).next_attempt()
         run.save()
         return run
-    scenario = _without(load_scenario(site, plan=directory / PLAN), frozenset(order["declined"]))
+    whole = load_scenario(site, plan=directory / PLAN)
+    holders = without_declined(whole.holders, order["declined"])
+    scenario = replace(whole, holders=holders, policies={holder: whole.policies[holder] for holder in holders})
     previews = [forecast_document(scenario.plan, forecast(scenario, scenario.plan))]
     write_durably(directory / "preview.json", json.dumps(previews).encode())
     return start_run(scenario, out=None, seed=order["seed"], run_id=directory.name)
-
-
-def _without(scenario: Scenario, holders: frozenset[str]) -> Scenario:
-    """A scenario without some of its holders, who declined.
-
-    Raises:
-        NotAllowed: None is left.
-    """
-    kept = {holder: profile for holder, profile in scenario.holders.items() if holder not in holders}
-    if not kept:
-        raise NotAllowed("every data holder declined", expected="at least one that takes part")
-    return replace(scenario, holders=kept, policies={holder: scenario.policies[holder] for holder in kept})
 
 
 def _follow(site: Path, directory: Path, order: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ Two kinds of directory are served. In a scenario the holders' files lie here, wi
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -47,7 +47,7 @@ class Standing:
     reason: str = ""
     policy: str = ""
     sentences: tuple[str, ...] = ()
-    meters: tuple[dict[str, Any], ...] = field(default=())
+    meters: tuple[dict[str, Any], ...] = ()
 
 
 class Site(ABC):
