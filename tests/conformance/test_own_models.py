@@ -115,6 +115,14 @@ def test_a_draw_in_pieces_is_one_step_with_one_noise(name, unit, monkeypatch):
     assert pieces.applied == whole.applied
 
 
+@pytest.mark.parametrize("unit", [Unit.RECORD, Unit.SUBJECT])
+def test_patches_copied_a_few_rows_at_a_time_give_the_same_weights(unit, monkeypatch):
+    (whole,) = BookKeepingTrainer().train([job("Image", unit=unit)])
+    monkeypatch.setattr(layer_gradients, "_PATCHES_AT_ONCE", 5_000)
+    (pieces,) = BookKeepingTrainer().train([job("Image", unit=unit)])
+    assert apart(pieces, whole, job("Image").arrays) < 1e-5
+
+
 @pytest.mark.parametrize("room", [2.0**-13, 2.0**-19])
 def test_shorter_chains_of_float32_give_the_same_sum(room, monkeypatch):
     (usual,) = BookKeepingTrainer().train([job("Image", sampling_rate=1.0)])
