@@ -13,8 +13,9 @@
 const char *ringfence_source = RINGFENCE_SOURCE;
 
 #define UNROLL _Pragma("GCC unroll 8")
-#define PIECE 64   /* rows at once, in a processor's nearest cache; in short draws, whose products are summed in float32 */
-#define SHORT 128  /* units in a short draw: PIECE x SHORT <= 2^13, the room that trainer.py leaves for such rounding */
+#define PIECE 88 /* rows at once at most; a multiple of ROWS */
+#define CHAIN (1 << 13) /* rows summed in float32 times units in the step, at most: the room that trainer.py leaves */
+#define ROWS 8 /* the least rows in a piece that are worth summing in float32 */
 #define UNDERFLOW 2e-34f /* what squares too small for float32 may add up to, as in layer_gradients.py */
 #define COLUMNS 16 /* floats to which widths are padded: one register of AVX-512, two of AVX2 */
 
@@ -50,7 +51,25 @@ struct layer {
     float *out_gradient; /* (PIECE, out_pad) */
 };
 
+#define SQUARE 4
+typedef float square_row __attribute__((vector_size(SQUARE * sizeof(float))));
+typedef int32_t places __attribute__((vector_size(SQUARE * sizeof(int32_t))));
+#define SHUFFLE(one, other, ...) __builtin_shuffle(one, other, (places){__VA_ARGS__})
+
 static long padded(long width) { return (width + COLUMNS - 1) / COLUMNS * COLUMNS; }
+
+/* Transpose a square: what is padded is zero, and stays so. */
+INLINE void turn(const float *from, long from_row, float *to, long to_row) {
+    square_row a[SQUARE];
+    UNROLL for (int i = 0; i < SQUARE; i++)
+        a[i] = *(const square_row *)(from + i * from_row);
+    const square_row b = SHUFFLE(a[0], a[1], 0, 4, 1, 5), c = SHUFFLE(a[2], a[3], 0, 4, 1, 5);
+    const square_row d = SHUFFLE(a[0], a[1], 2, 6, 3, 7), e = SHUFFLE(a[2], a[3], 2, 6, 3, 7);
+    *(square_row *)to = SHUFFLE(b, c, 0, 1, 4, 5);
+    *(square_row *)(to + to_row) = SHUFFLE(b, c, 2, 3, 6, 7);
+    *(square_row *)(to + 2 * to_row) = SHUFFLE(d, e, 0, 1, 4, 5);
+    *(square_row *)(to + 3 * to_row) = SHUFFLE(d, e, 2, 3, 6, 7);
+}
 
 INLINE void load_weights(const struct steps *of, struct layer *layers) {
     const float *from = of->weights;
@@ -58,9 +77,10 @@ INLINE void load_weights(const struct steps *of, struct layer *layers) {
         struct layer *at = layers + l;
         for (long o = 0; o < at->outputs; o++)
             memcpy(at->weight + o * at->in_pad, from + o * at->inputs, at->inputs * sizeof(float));
-        for (long i = 0; i < at->inputs; i++)
-            for (long o = 0; o < at->outputs; o++)
-                at->turned[i * at->out_pad + o] = from[o * at->inputs + i];
+        if (l + 1 < of->layers) /* the last one's is not asked for */
+            for (long o = 0; o < at->outputs; o += SQUARE)
+                for (long i = 0; i < at->inputs; i += SQUARE)
+                    turn(at->weight + o * at->in_pad + i, at->in_pad, at->turned + i * at->out_pad + o, at->out_pad);
         from += at->outputs * at->inputs;
         memcpy(at->bias, from, at->outputs * sizeof(float));
         from += at->outputs;
@@ -111,7 +131,7 @@ int64_t ringfence_take_steps(const struct steps *of, int64_t most_lanes) {
         struct layer *at = layers + l;
         at->inputs = of->widths[l], at->outputs = of->widths[l + 1];
         at->in_pad = padded(at->inputs), at->out_pad = padded(at->outputs);
-        const long size = (at->outputs + PIECE) * at->in_pad + (at->inputs + 1 + PIECE) * at->out_pad;
+        const long size = (at->out_pad + PIECE) * at->in_pad + (at->in_pad + 1 + PIECE) * at->out_pad;
         floats += size;
         largest = largest > size ? largest : size;
     }
@@ -123,8 +143,8 @@ int64_t ringfence_take_steps(const struct steps *of, int64_t most_lanes) {
         float *next = memory;
         for (long l = 0; l < of->layers; l++) {
             struct layer *at = layers + l;
-            at->weight = next, next += at->outputs * at->in_pad;
-            at->turned = next, next += at->inputs * at->out_pad;
+            at->weight = next, next += at->out_pad * at->in_pad;
+            at->turned = next, next += at->in_pad * at->out_pad;
             at->bias = next, next += at->out_pad;
             at->in = next, next += PIECE * at->in_pad;
             at->out_gradient = next, next += PIECE * at->out_pad;

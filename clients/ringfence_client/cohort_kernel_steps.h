@@ -6,8 +6,9 @@
  * Efficient Per-Example Gradient Computations, arXiv:1510.01799. So rows are clipped without their gradients ever being
  * written down. A data subject's rows are summed first, written down, and clipped as one.
  *
- * Each row's numbers are float32 and depend on no other row. They are summed in float64: at once in long draws, in
- * float32 over PIECE rows first in short ones, and over a subject's rows before its norm is taken of that very sum.
+ * Each row's numbers are float32 and depend on no other row. They are summed in float64, in float32 over as many rows
+ * first as the step's number of units leaves room for, and over a subject's rows before its norm is taken of that very
+ * sum.
  * Widths are padded to COLUMNS with zeros, so that no loop over columns has a remainder.
  */
 
@@ -43,7 +44,8 @@ INLINE void BLOCK(const int rows, const int vectors, long inner, const float *a,
             *(VECTOR *)(c + r * c_row + v * LANES) = sum[r][v];
 }
 
-/* As many of c's columns, of all its rows. Eight rows at once where there are 32 registers, else four. */
+/* As many of c's columns, of all its rows and up to three more, whatever stands there: a row's numbers are its own.
+ * Eight rows at once where there are 32 registers, else four; a row alone would take as long as four. */
 INLINE void STRIP(const int vectors, long rows, long inner, const float *a, long a_row, long a_inner, const float *b,
                   long b_row, const float *start, float *c, long c_row) {
     long i = 0;
@@ -51,10 +53,8 @@ INLINE void STRIP(const int vectors, long rows, long inner, const float *a, long
     for (; i + 8 <= rows; i += 8)
         BLOCK(8, vectors, inner, a + i * a_row, a_row, a_inner, b, b_row, start, c + i * c_row, c_row);
 #endif
-    for (; i + 4 <= rows; i += 4)
+    for (; i < rows; i += 4)
         BLOCK(4, vectors, inner, a + i * a_row, a_row, a_inner, b, b_row, start, c + i * c_row, c_row);
-    for (; i < rows; i++)
-        BLOCK(1, vectors, inner, a + i * a_row, a_row, a_inner, b, b_row, start, c + i * c_row, c_row);
 }
 
 /* c = start (or 0) + a b, where c has `rows` rows and `columns` (a multiple of COLUMNS) columns. */
@@ -137,19 +137,19 @@ INLINE void CLIP_ROWS(const struct steps *of, struct layer *layers, long count, 
 }
 
 /* Add the sum of the rows' gradients to sum[0..parameters], in the module's order. */
-INLINE void ADD_GRADIENT(const struct steps *of, struct layer *layers, long count, int is_short, float *scratch,
+INLINE void ADD_GRADIENT(const struct steps *of, struct layer *layers, long count, int in_float32, float *scratch,
                          double *sum) {
     for (long l = 0; l < of->layers; l++) {
         const struct layer *at = layers + l;
         const float *gradient = at->out_gradient;
         double *bias = sum + at->outputs * at->inputs;
-        if (is_short)
+        if (in_float32)
             MULTIPLY(at->outputs, at->in_pad, count, gradient, 1, at->out_pad, at->in, at->in_pad, NULL, scratch,
                      at->in_pad);
         for (long o = 0; o < at->outputs; o++, sum += at->inputs) {
-            for (long i = 0; is_short && i < at->inputs; i++)
+            for (long i = 0; in_float32 && i < at->inputs; i++)
                 sum[i] += scratch[o * at->in_pad + i];
-            for (long r = 0; !is_short && r < count; r++)
+            for (long r = 0; !in_float32 && r < count; r++)
                 for (long i = 0; i < at->inputs; i++) /* a product of two float32 is exact in float64 */
                     sum[i] += (double)gradient[r * at->out_pad + o] * at->in[r * at->in_pad + i];
         }
@@ -165,7 +165,9 @@ TARGET static void NAME(const struct steps *of, struct layer *layers, float *scr
     for (int64_t step = 0; step < of->steps; step++) {
         const int64_t end = of->ends[step];
         double *sum = of->noise + step * of->noise_stride;
-        const int is_short = of->units || end - first <= SHORT;
+        const long chain = of->units || end == first ? PIECE : CHAIN / (end - first) / ROWS * ROWS;
+        const int in_float32 = chain > 0;
+        const long piece = in_float32 && chain < PIECE ? chain : PIECE;
         load_weights(of, layers);
         while (first < end) {
             /* Without subjects a piece is any rows; with them, the rows of one. */
@@ -176,12 +178,12 @@ TARGET static void NAME(const struct steps *of, struct layer *layers, float *scr
                 while (stop < end && of->units[stop] == of->units[first])
                     stop++;
             double *into = of->units ? memset(unit, 0, of->parameters * sizeof(double)) : sum;
-            for (; first < stop; first += PIECE) {
-                const long count = stop - first < PIECE ? stop - first : PIECE;
+            for (; first < stop; first += piece) {
+                const long count = stop - first < piece ? stop - first : piece;
                 FORWARD(of, layers, of->rows + first, count);
                 BACKWARD(of, layers, count);
                 CLIP_ROWS(of, layers, count, of->units ? INFINITY : of->bound);
-                ADD_GRADIENT(of, layers, count, is_short, scratch, into);
+                ADD_GRADIENT(of, layers, count, in_float32, scratch, into);
             }
             first = stop;
             if (of->units)

@@ -54,7 +54,7 @@ def holder(widths, lengths, *, by_subject=False, seed=0, bound=0.5) -> HolderSte
 @settings(max_examples=20, deadline=None)
 @given(
     widths=st.lists(st.integers(1, 40), min_size=1, max_size=4),
-    lengths=st.lists(st.sampled_from([0, 1, 3, 63, 64, 65, 128, 129, 300]), min_size=1, max_size=3),
+    lengths=st.lists(st.sampled_from([0, 1, 3, 63, 64, 65, 88, 89, 91, 129, 300, 1024, 1025]), min_size=1, max_size=3),
     by_subject=st.booleans(),
     bound=st.sampled_from([1e-3, 0.5, 1e3]),
 )
