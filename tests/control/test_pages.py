@@ -215,6 +215,30 @@ def test_the_red_button_asks_stops_every_use_and_can_be_lifted(room):
     page.close()
 
 
+# A browser that is busy for longer than NiceGUI waits for what a script answers.
+_BUSY = """() => {
+    const close = HTMLDialogElement.prototype.close;
+    HTMLDialogElement.prototype.close = function () {
+        for (const until = Date.now() + 2500; Date.now() < until; );
+        close.call(this);
+    };
+}"""
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_red_button_waits_for_no_answer_of_a_browser_that_is_busy(room):
+    page = room.page("cleveland", "/my-data")
+    page.evaluate(_BUSY)
+    page.get_by_role("button", name="Stop every use of my data").click()
+    question = page.get_by_role("dialog")
+    question.get_by_label("Why?").fill("The laptop is slow")
+    question.get_by_role("button", name="Stop every use now").click()
+    expect(page.locator(".lead")).to_contain_text("The laptop is slow")
+    page.get_by_role("button", name="Let my data be used again").click()
+    expect(page.locator(".lead .state")).to_have_text("in force")
+    page.close()
+
+
 def test_a_regulator_sees_the_evidence_takes_it_away_and_what_it_read_is_written_down(room, finished, tmp_path):
     page = room.page("regulator", "/oversight")
     evidence = page.get_by_role("region", name="Evidence", exact=True)
