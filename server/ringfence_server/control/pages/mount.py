@@ -23,7 +23,7 @@ from ringfence_server.control.pages import (
     start_page,
 )
 from ringfence_server.control.pages.fragments import fill
-from ringfence_server.control.pages.seat import Good, Seat
+from ringfence_server.control.pages.seat import Good, Seat, unforeseen_told_to_the_log_alone
 from ringfence_server.control.permissions import Act, allow
 from ringfence_server.control.plane import ControlPlane
 from ringfence_server.control.signon import caller_of, is_static, nobody
@@ -94,7 +94,8 @@ def _add(plane: ControlPlane, good: Good, path: str, title: str, *, act: Act, bu
         ui.add_head_html(fill("head_tags"))
         try:
             allow(caller.actor, act)
-            await build(Seat(plane, caller.actor, caller.credential, good), request)
+            with unforeseen_told_to_the_log_alone():
+                await build(Seat(plane, caller.actor, caller.credential, good), request)
         except RingfenceError as refused:
             return HTMLResponse(fill("fault", error=refused, way=""), refused.http_status)
         return None
