@@ -146,6 +146,22 @@ def test_who_wants_to_be_asked_is_waited_for_and_who_declines_is_left_out(plane)
         plane.holders.answer(elm, "elm", proposal.id, approves=True)
 
 
+def test_who_wants_to_be_asked_only_after_a_run_answers_the_plan_when_it_is_proposed_again(plane):
+    proposal = plane.runs.propose(RESEARCHER, plan_of(plane))
+    finished(plane, plane.runs.start(COORDINATOR, proposal.id).run_id)
+    elm = officer_of("elm")
+    plane.holders.ask_first(elm, "elm", wanted=True)
+    with pytest.raises(Conflict) as refused:
+        plane.runs.start(COORDINATOR, proposal.id)
+    assert "propose the plan again" in refused.value.next_step  # nobody can answer this one any more
+    with pytest.raises(Conflict):
+        plane.holders.answer(elm, "elm", proposal.id, approves=True)
+    again = plane.runs.propose(RESEARCHER, proposal.text)
+    assert plane.holders.pending(elm, "elm") == (again.id,)
+    plane.holders.answer(elm, "elm", again.id, approves=True)
+    plane.runs.start(COORDINATOR, again.id)
+
+
 def test_a_revocation_on_the_page_bites_in_the_next_round(plane):
     text = plan_of(plane).replace("rounds = 3", "rounds = 20")
     run_id = plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, text).id).run_id
