@@ -21,6 +21,15 @@ def ran(plane):
     return plane, run_id
 
 
+def test_an_edit_with_the_line_ends_of_another_system_is_named_as_it_is_read(plane):
+    before = plane.holders.policy_text(ELM, "elm")
+    text = before.text.replace("version = 1", "version = 2").replace("\n", "\r\n")
+    after = plane.holders.edit_policy(ELM, "elm", text, etags=[before.etag])
+    assert plane.holders.policy_text(ELM, "elm") == after
+    third = after.text.replace("version = 2", "version = 3")
+    plane.holders.edit_policy(ELM, "elm", third, etags=[after.etag])
+
+
 def test_an_officer_edits_and_signs_the_policy_and_an_edit_of_an_older_text_is_refused(plane):
     before = plane.holders.policy_text(ELM, "elm")
     text = before.text.replace("version = 1", "version = 2").replace("max_rounds = 100", "max_rounds = 7")
