@@ -311,6 +311,9 @@ class _Conductor:
                 holder: min(view.policy.epsilon_micro, view.standing.dataset_epsilon_cap_micro) / 1e6
                 for holder, view in self.governor.views.items()
             },
+            "spent": {
+                holder: view.standing.dataset_epsilon_micro / 1e6 for holder, view in self.governor.views.items()
+            },
             "refused": {holder: list(denial.clauses) for holder, denial in self.governor.absent.items()},
             "rehearsal": self.plan.rehearsal,
             # Of earlier attempts: a kill may have come between a round's commit and its event.

@@ -54,6 +54,7 @@ class Progress:
         name = event["event"]
         if name == "run-started":
             self._caps, self._planned = event["caps"], event["rounds"]
+            self._spent = dict(event["spent"])
             self._rehearsal = event["rehearsal"]
             self._state = "training"
             for holder, clauses in event["refused"].items():

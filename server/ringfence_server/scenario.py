@@ -59,6 +59,23 @@ def load_scenario(directory: Path, *, plan: Path | None = None) -> Scenario:
             where=str(directory),
             next_step="`ringfence scenario list` names the bundled ones; `ringfence scenario new DIR` makes your own",
         )
+    holders = load_holders(directory)
+    return Scenario(
+        directory=directory,
+        plan=read_toml(plan if plan is not None else directory / "plan.toml", PlanFile),
+        schema=read_toml(directory / "schema.toml", DatasetSchema),
+        holders=holders,
+        policies={holder: read_policy(directory / "holders" / holder / "policy.toml") for holder in holders},
+    )
+
+
+def load_holders(directory: Path) -> dict[str, HolderProfile]:
+    """Read who the data holders of a scenario are, by id, and nothing of their policies.
+
+    Raises:
+        ScenarioInvalid: There are none, or a folder and the holder in it have different names.
+        DocumentInvalid: A holder.toml does not say what it must.
+    """
     folders = sorted(path for path in (directory / "holders").glob("*") if path.is_dir() and path.name[0] != ".")
     if not folders:
         raise ScenarioInvalid("a scenario needs data holders", expected="holders/<id>/ folders", where=str(directory))
@@ -71,13 +88,7 @@ def load_scenario(directory: Path, *, plan: Path | None = None) -> Scenario:
                 got=f'holder_id = "{profile.holder_id}"',
                 where=str(directory / "holders" / name / "holder.toml"),
             )
-    return Scenario(
-        directory=directory,
-        plan=read_toml(plan if plan is not None else directory / "plan.toml", PlanFile),
-        schema=read_toml(directory / "schema.toml", DatasetSchema),
-        holders=holders,
-        policies={folder.name: read_policy(folder / "policy.toml") for folder in folders},
-    )
+    return holders
 
 
 def bundled_scenarios() -> dict[str, Path]:

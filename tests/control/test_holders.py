@@ -21,6 +21,28 @@ def ran(plane):
     return plane, run_id
 
 
+def test_an_edit_with_the_line_ends_of_another_system_is_named_as_it_is_read(plane):
+    before = plane.holders.policy_text(ELM, "elm")
+    text = before.text.replace("version = 1", "version = 2").replace("\n", "\r\n")
+    after = plane.holders.edit_policy(ELM, "elm", text, etags=[before.etag])
+    assert plane.holders.policy_text(ELM, "elm") == after
+    third = after.text.replace("version = 2", "version = 3")
+    plane.holders.edit_policy(ELM, "elm", third, etags=[after.etag])
+
+
+def test_a_policy_that_is_just_being_written_keeps_no_other_officer_from_stopping_a_use(plane):
+    plane.holders.holders(COORDINATOR)  # everybody is set up
+    written = plane.site.directory / "holders" / "birch" / "policy.toml"
+    whole = written.read_text()
+    written.write_text(whole[: len(whole) // 2] + '"')
+    assert plane.holders.stop(ELM, "elm", how="suspend", reason="an inquiry").standing == "suspended"
+    birch = officer_of("birch")
+    assert plane.holders.view(birch, "birch").standing == "edited"
+    edited = plane.holders.policy_text(birch, "birch")
+    plane.holders.edit_policy(birch, "birch", whole.replace("version = 1", "version = 2"), etags=[edited.etag])
+    assert plane.holders.view(birch, "birch").standing == "stands"
+
+
 def test_an_officer_edits_and_signs_the_policy_and_an_edit_of_an_older_text_is_refused(plane):
     before = plane.holders.policy_text(ELM, "elm")
     text = before.text.replace("version = 1", "version = 2").replace("max_rounds = 100", "max_rounds = 7")

@@ -42,6 +42,10 @@ def _inner():
     def broken():
         raise RuntimeError("secret-in-a-traceback")
 
+    @app.get("/api/v1/cookies")
+    def cookies(request: Request):
+        return request.headers.getlist("cookie")
+
     @app.get("/health/live")
     def live():
         return {}
@@ -180,6 +184,12 @@ def test_many_slow_strangers_keep_nobody_from_being_served(port, client):
     finally:
         for line in lines:
             line.close()
+
+
+@pytest.mark.parametrize("quoted", ['x="' + "\\1" * 20_000 + '"', '"', 'x="a'], ids=["long", "mark", "open"])
+def test_a_quoted_cookie_is_not_passed_on_because_it_takes_seconds_to_read(client, quoted):
+    headers = [("cookie", f"ringfence=abc_-1; {quoted}; other=2"), ("cookie", quoted)]
+    assert client.get("/api/v1/cookies", headers=headers).json() == ["ringfence=abc_-1; other=2", ""]
 
 
 def test_a_fault_nobody_foresaw_is_a_problem_without_a_traceback(client):

@@ -118,7 +118,14 @@ def test_keys_that_the_provider_changed_are_read_again(provider, issuer, monkeyp
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"state": "of somebody else"}, {"code": "made up"}, {"iss": "https://other.example"}]
+    "wrong",
+    [
+        {"state": "of somebody else"},
+        {"state": "jemand änderes"},
+        {"state": "\udcff"},
+        {"code": "made up"},
+        {"iss": "https://other.example"},
+    ],
 )
 def test_an_answer_that_belongs_to_another_sign_in_signs_nobody_in(provider, wrong):
     with pytest.raises(SignInRefused):

@@ -78,9 +78,27 @@ def finished(watched):
 def test_without_signing_in_every_page_is_refused(room):
     context = room.browser.new_context()
     page = context.new_page()
-    for path in (*PATHS, "/runs/x", "/audit/x/coordinator/0"):
+    # Neither a page that is not there nor the line that keeps pages fresh is anything to a stranger: both cost memory.
+    line = "/_nicegui_ws/socket.io/?EIO=4&transport=polling"
+    for path in (*PATHS, "/runs/x", "/audit/x/coordinator/0", "/nowhere", line):
         assert page.goto(room.workshop.address + path).status == 401, path
     context.close()
+
+
+def test_what_nobody_foresaw_is_said_without_a_word_of_it(room):
+    broken = room.workshop.directory / "plan-broken.toml"
+    broken.symlink_to("nowhere")
+    try:
+        page = room.page("researcher", "/", wait=False)
+        assert page.goto(room.workshop.address + "/preview").status == 500
+        assert page.get_by_role("heading").inner_text() == "The control plane failed"
+        assert str(room.workshop.directory) not in page.content()
+        log = (room.workshop.directory / "control.log").read_text()
+        assert "page_failed" in log
+        assert "FileNotFoundError" in log
+    finally:
+        broken.unlink()
+    page.close()
 
 
 @pytest.mark.parametrize("role", ROOMS)
@@ -208,6 +226,30 @@ def test_the_red_button_asks_stops_every_use_and_can_be_lifted(room):
     oversight = room.page("regulator", "/oversight")
     expect(oversight.get_by_role("region", name="Open cases")).to_contain_text("suspended")
     oversight.close()
+    page.get_by_role("button", name="Let my data be used again").click()
+    expect(page.locator(".lead .state")).to_have_text("in force")
+    page.close()
+
+
+# A browser that is busy for longer than NiceGUI waits for what a script answers.
+_BUSY = """() => {
+    const close = HTMLDialogElement.prototype.close;
+    HTMLDialogElement.prototype.close = function () {
+        for (const until = Date.now() + 2500; Date.now() < until; );
+        close.call(this);
+    };
+}"""
+
+
+@pytest.mark.usefixtures("finished")
+def test_the_red_button_waits_for_no_answer_of_a_browser_that_is_busy(room):
+    page = room.page("cleveland", "/my-data")
+    page.evaluate(_BUSY)
+    page.get_by_role("button", name="Stop every use of my data").click()
+    question = page.get_by_role("dialog")
+    question.get_by_label("Why?").fill("The laptop is slow")
+    question.get_by_role("button", name="Stop every use now").click()
+    expect(page.locator(".lead")).to_contain_text("The laptop is slow")
     page.get_by_role("button", name="Let my data be used again").click()
     expect(page.locator(".lead .state")).to_have_text("in force")
     page.close()

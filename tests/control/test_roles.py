@@ -89,6 +89,13 @@ def test_another_holders_data_does_not_exist_for_an_officer(api, method, path, o
     assert told[0] == told[1]
 
 
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.ADMINISTRATOR])
+def test_who_issues_no_tokens_learns_of_no_holder_by_asking_for_one(api, role):
+    for holder in (OTHER, "there-is-none"):
+        body = {"name": "x", "role": "holder", "holder": holder}
+        assert api.ask(role, "POST", "/api/v1/tokens", json=body).status_code == 403, holder
+
+
 def test_an_officer_learns_of_no_other_holder_in_lists(api):
     assert [one["holder"] for one in api.ask(Role.HOLDER, "GET", "/api/v1/holders").json()] == [OWN]
     assert len(api.ask(Role.REGULATOR, "GET", "/api/v1/holders").json()) > 1

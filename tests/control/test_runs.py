@@ -6,6 +6,7 @@ import pytest
 from control_plane import ADMINISTRATOR, COORDINATOR, REGULATOR, RESEARCHER, officer_of, wait_until
 
 from ringfence_policy.errors import Conflict, DocumentInvalid, NotAllowed, NotKnown, ScenarioBusy
+from ringfence_server.control.pages.wording import most_epsilon
 from ringfence_server.control.plane import open_plane
 from ringfence_server.control.views import Answered, RunState
 from ringfence_server.run_file import RunFile
@@ -120,6 +121,16 @@ def test_a_run_waits_for_its_turn_and_finds_the_budget_that_the_one_before_it_le
     assert len(plane.runs.compare(RESEARCHER, [first, second]).runs) == 2
 
 
+def test_a_run_that_takes_nothing_shows_what_runs_before_it_have_spent(plane):
+    first = finished(plane, plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, plan_of(plane)).id).run_id)
+    text = plan_of(plane).replace('"disease-research"', '"commercial-research"')
+    second = plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, text).id).run_id
+    refused = wait_until(lambda: _in(plane, second, RunState.REFUSED))
+    assert {one.holder: one.epsilon for one in refused.holders} == {one.holder: one.epsilon for one in first.holders}
+    assert most_epsilon(first) == max(one.epsilon for one in first.holders)
+    assert most_epsilon(refused) is None  # it cost nothing, whatever was spent before
+
+
 def test_who_wants_to_be_asked_is_waited_for_and_who_declines_is_left_out(plane):
     elm = officer_of("elm")
     plane.holders.ask_first(elm, "elm", wanted=True)
@@ -133,6 +144,22 @@ def test_who_wants_to_be_asked_is_waited_for_and_who_declines_is_left_out(plane)
     assert "elm" not in {holder.holder for holder in run.holders}
     with pytest.raises(Conflict, match="was begun"):
         plane.holders.answer(elm, "elm", proposal.id, approves=True)
+
+
+def test_who_wants_to_be_asked_only_after_a_run_answers_the_plan_when_it_is_proposed_again(plane):
+    proposal = plane.runs.propose(RESEARCHER, plan_of(plane))
+    finished(plane, plane.runs.start(COORDINATOR, proposal.id).run_id)
+    elm = officer_of("elm")
+    plane.holders.ask_first(elm, "elm", wanted=True)
+    with pytest.raises(Conflict) as refused:
+        plane.runs.start(COORDINATOR, proposal.id)
+    assert "propose the plan again" in refused.value.next_step  # nobody can answer this one any more
+    with pytest.raises(Conflict):
+        plane.holders.answer(elm, "elm", proposal.id, approves=True)
+    again = plane.runs.propose(RESEARCHER, proposal.text)
+    assert plane.holders.pending(elm, "elm") == (again.id,)
+    plane.holders.answer(elm, "elm", again.id, approves=True)
+    plane.runs.start(COORDINATOR, again.id)
 
 
 def test_a_revocation_on_the_page_bites_in_the_next_round(plane):

@@ -112,7 +112,10 @@ def _conduct(config, number, *, waits_on):
         conducting(run, attempt=config[ATTEMPT], flower_run_id=number),
         closing(EventFile(Path(run.directory) / "events.jsonl")) as report,
     ):
-        report("run-started", {"rounds": 3, "attempt": run.attempt, "caps": {}, "refused": {}, "rehearsal": False})
+        report(
+            "run-started",
+            {"rounds": 3, "attempt": run.attempt, "caps": {}, "spent": {}, "refused": {}, "rehearsal": False},
+        )
         if waits_on is not None:
             os.close(waits_on[1])
             os.read(waits_on[0], 1)  # until whoever tests ends this process, or is gone

@@ -137,7 +137,7 @@ class HolderCases:
                     next_step="read it again and make the change there",
                 )
             desk.sign_text(text)
-        return _text(text)
+            return _text(desk.policy_text())  # as it is read from now on: line ends may have been another system's
 
     def stop(self, actor: Actor, holder: str, *, how: str, reason: str = "") -> HolderView:
         """Suspend every use, lift that, or revoke the policy for good. Holds from the next gate on, mid-round too.

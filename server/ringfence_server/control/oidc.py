@@ -156,7 +156,7 @@ class IdentityProvider:
             SignInRefused: Something does not hold, or this person has no role here.
             ProviderFault: The provider does not answer as it must.
         """
-        if not secrets.compare_digest(state, attempt.state):
+        if not secrets.compare_digest(state.encode("utf-8", "surrogatepass"), attempt.state.encode()):
             raise SignInRefused("this answer belongs to no sign-in of this browser", next_step="sign in again")
         if issuer is not None and issuer != self._file.issuer:
             raise SignInRefused("this answer is from another provider", expected=self._file.issuer)

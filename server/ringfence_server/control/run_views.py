@@ -42,22 +42,24 @@ def run_view(
     """
     started: Mapping[str, Any] = next((body for name, body in reversed(events) if name == "run-started"), {})
     rounds: dict[int, RoundView] = {}
+    spent: dict[str, float] = {}
     in_round: tuple[str, ...] = ()
     doing = "trains"
     for name, body in events:
         if name == "run-started":
             rounds |= {one["round"]: _round(one) for one in body.get("earlier", ())}
+            spent |= body.get("spent", {})  # by earlier runs as well; runs of before say it of their own rounds alone
         elif name == "round-opened":
             in_round, doing = tuple(body["cohort"]), f"trains round {body['round']}"
         elif name == "round-closed":
             in_round = ()
             one = _round(body["outcome"])
             rounds[one.round] = one
+            spent |= one.epsilon
         elif name == "evaluating":
             doing = "measures the model and gathers the evidence"
     state = RunState(row.state)
     caps: Mapping[str, float] = started.get("caps", {})
-    spent = {holder: value for one in rounds.values() for holder, value in one.epsilon.items()}
     summary = _summary(directory) if state is RunState.FINISHED else {}
     scores = (summary.get("metrics") or {}).get("federated_private") or {}
     return RunView(

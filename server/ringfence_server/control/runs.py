@@ -361,7 +361,9 @@ class RunCases:
                 "a data officer has not answered",
                 expected="an answer of everybody who wants to be asked first",
                 got=f"none of {', '.join(waiting)}",
-                next_step="wait for their answers",
+                next_step="propose the plan again and wait for their answers: a run of this proposal was begun"
+                if proposal.runs
+                else "wait for their answers",
             )
         if all(one.answer == DECLINED for one in proposal.answers):
             raise Conflict("every data holder declined", expected="at least one that takes part")

@@ -14,7 +14,7 @@ from ringfence_server.control.site import Site, Standing
 from ringfence_server.control.views import HolderForecast, Reason
 from ringfence_server.forecast import forecast
 from ringfence_server.run_file import DESK, reach
-from ringfence_server.scenario import Scenario, load_scenario
+from ringfence_server.scenario import Scenario, load_holders, load_scenario
 
 
 class ScenarioSite(Site):
@@ -32,6 +32,7 @@ class ScenarioSite(Site):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._read: tuple[object, Scenario] | None = None
+        self._known: tuple[object, Mapping[str, HolderProfile]] | None = None
         self.scenario()
 
     def scenario(self) -> Scenario:
@@ -40,10 +41,7 @@ class ScenarioSite(Site):
         Raises:
             RingfenceError: A file does not say what it must.
         """
-        # Hundreds of files at hundreds of holders, asked for by every page: they are read again when one was changed.
-        names = ("plan.toml", "schema.toml", "holders/*/holder.toml", "holders/*/policy.toml")
-        paths = [path for name in names for path in sorted(self.directory.glob(name))]
-        now = tuple((path, at.st_ino, at.st_mtime_ns, at.st_size) for path in paths for at in (path.stat(),))
+        now = self._state("plan.toml", "schema.toml", "holders/*/holder.toml", "holders/*/policy.toml")
         known = self._read
         if known is None or known[0] != now:
             self._read = known = (now, load_scenario(self.directory))
@@ -51,8 +49,17 @@ class ScenarioSite(Site):
 
     @property
     def holders(self) -> Mapping[str, HolderProfile]:
-        """The data holders by id."""
-        return self.scenario().holders
+        """The data holders by id. A policy that somebody is just writing keeps nobody else from stopping a use."""
+        now = self._state("holders/*/holder.toml")
+        known = self._known
+        if known is None or known[0] != now:
+            self._known = known = (now, load_holders(self.directory))
+        return known[1]
+
+    def _state(self, *names: str) -> object:
+        """How files stand: hundreds of them, asked for by every page, are read again when one was changed."""
+        paths = [path for name in names for path in sorted(self.directory.glob(name))]
+        return tuple((path, at.st_ino, at.st_mtime_ns, at.st_size) for path in paths for at in (path.stat(),))
 
     def look(self, holder_id: str) -> Standing:
         """Where a data holder stands; of one that signed no policy, with what its unsigned one says."""

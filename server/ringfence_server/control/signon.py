@@ -101,7 +101,8 @@ def cookie_name(settings: ControlSettings) -> str:
     return "__Host-ringfence" if settings.secure else "ringfence"
 
 
-def _is_static(scope: Scope) -> bool:
+def is_static(scope: Scope) -> bool:
+    """Whether it asks for what the pages are made of, the same for everybody."""
     return scope["type"] == "http" and scope["method"] in SAFE_METHODS and scope["path"].startswith(_STATIC)
 
 
@@ -122,7 +123,7 @@ class SignOn:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find out who asks, and pass the request on or refuse it."""
-        if scope["type"] == "lifespan" or _is_static(scope):
+        if scope["type"] == "lifespan" or is_static(scope):
             await self._app(scope, receive, send)
             return
         connection = HTTPConnection(scope)

@@ -131,7 +131,7 @@ class RoundView(View):
 
 
 class RunHolder(View):
-    """A data holder of a run, with the budget of its dataset: how much was spent after the last round, and the cap."""
+    """A data holder of a run, with the budget of its dataset: how much of it all runs had spent so far, and the cap."""
 
     holder: str
     name: str

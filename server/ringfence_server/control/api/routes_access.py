@@ -10,7 +10,7 @@ from ringfence_server.control.actor import Role
 from ringfence_server.control.api.asking import ID_PATTERN, ONE_LINE, WHOLE, Caller, Limit, NumberCursor, Plane
 from ringfence_server.control.api.openapi import act_of
 from ringfence_server.control.api.problems import documented
-from ringfence_server.control.permissions import Act
+from ringfence_server.control.permissions import Act, allow
 from ringfence_server.control.views import Page, ReadView, TokenView
 
 router = APIRouter(tags=["access"])
@@ -38,6 +38,7 @@ class NewToken(BaseModel):
 )
 def issue_token(new: NewToken, caller: Caller, plane: Plane) -> TokenView:
     """Make a token for a script. Its secret is in this answer and nowhere else."""
+    allow(caller, Act.ISSUE_TOKENS)  # first: an officer may not learn here which other holders there are
     if new.holder is not None and new.role is Role.HOLDER:
         plane.site.holder(new.holder)
     return plane.access.issue_token(caller, name=new.name, role=new.role, holder=new.holder, days=new.days)

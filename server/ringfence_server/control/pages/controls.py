@@ -166,7 +166,7 @@ class Question:
             with ui.element("div").classes("row"):
 
                 async def done() -> None:
-                    await ui.run_javascript(f"getHtmlElement({self._dialog.id}).close()")
+                    ui.run_javascript(f"getHtmlElement({self._dialog.id}).close()")  # what is done waits for no browser
                     await act(field.value if field else "")
 
                 button(yes, done, kind=kind)

@@ -4,11 +4,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request
+from nicegui import app as nicegui
 from nicegui import ui
+from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ringfence_policy.errors import RingfenceError
+from ringfence_server.control.limits import App, Receive, Scope, Send
 from ringfence_server.control.pages import (
     audit_page,
     compare_page,
@@ -20,10 +23,10 @@ from ringfence_server.control.pages import (
     start_page,
 )
 from ringfence_server.control.pages.fragments import fill
-from ringfence_server.control.pages.seat import Good, Seat
+from ringfence_server.control.pages.seat import Good, Seat, unforeseen_told_to_the_log_alone
 from ringfence_server.control.permissions import Act, allow
 from ringfence_server.control.plane import ControlPlane
-from ringfence_server.control.signon import caller_of, nobody
+from ringfence_server.control.signon import caller_of, is_static, nobody
 
 Build = Callable[[Seat, Request], Awaitable[None]]
 
@@ -53,6 +56,7 @@ def mount_pages(app: FastAPI, plane: ControlPlane, *, good: Good) -> None:
         good: Which credentials are still good, so that an open page ends with its sign-in.
     """
     app.mount("/look", StaticFiles(directory=_LOOK), name="look")
+    nicegui.add_middleware(_Inside)
     for path, title, act, build in _PAGES:
         _add(plane, good, path, title, act=act, build=build)
     ui.run_with(
@@ -67,17 +71,31 @@ def mount_pages(app: FastAPI, plane: ControlPlane, *, good: Good) -> None:
     )
 
 
+class _Inside:
+    """Lets nobody further who is not signed in: a page costs memory, and so does the line that keeps one fresh."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or say that nobody is signed in."""
+        if scope["type"] != "http" or is_static(scope) or caller_of(HTTPConnection(scope)) is not None:
+            await self._app(scope, receive, send)
+            return
+        way = "Open the link that you were given for your role."
+        await HTMLResponse(fill("fault", error=nobody(), way=way), 401)(scope, receive, send)
+
+
 def _add(plane: ControlPlane, good: Good, path: str, title: str, *, act: Act, build: Build) -> None:
     @ui.page(path, title=f"{title} · Ringfence", response_timeout=_PAGE_SECONDS)
     async def shown(request: Request) -> Response | None:
         caller = caller_of(request)
-        if caller is None:
-            error: RingfenceError = nobody()
-            return HTMLResponse(fill("fault", error=error, way="Open the link that you were given for your role."), 401)
+        assert caller is not None  # noqa: S101 -- _Inside let it in
         ui.add_head_html(fill("head_tags"))
         try:
             allow(caller.actor, act)
-            await build(Seat(plane, caller.actor, caller.credential, good), request)
+            with unforeseen_told_to_the_log_alone():
+                await build(Seat(plane, caller.actor, caller.credential, good), request)
         except RingfenceError as refused:
             return HTMLResponse(fill("fault", error=refused, way=""), refused.http_status)
         return None

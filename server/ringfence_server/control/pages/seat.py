@@ -1,10 +1,14 @@
 """Who looks at a page, and the one way in which a page asks for something."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+import structlog
+
+from ringfence_policy.errors import Fault, RingfenceError
 from ringfence_server.control.actor import Actor
 from ringfence_server.control.permissions import Act, may
 from ringfence_server.control.plane import ControlPlane
@@ -15,6 +19,24 @@ R = TypeVar("R")
 
 # Which of these credentials, named as in `Caller.credential`, are still good.
 Good = Callable[[Collection[str]], set[str]]
+
+_log = structlog.get_logger("ringfence.control")
+
+
+@contextmanager
+def unforeseen_told_to_the_log_alone() -> Iterator[None]:
+    """Let what nobody foresaw be a plain fault on the page: what it says itself may name files of the server.
+
+    Raises:
+        Fault: It happened.
+    """
+    try:
+        yield
+    except RingfenceError:
+        raise
+    except Exception:  # noqa: BLE001 -- whatever it is
+        _log.exception("page_failed")
+        raise Fault("the control plane failed", next_step="try again; its log says why, to whoever runs it") from None
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,7 @@ class Seat:
         def call() -> R:
             if self.credential not in self.good([self.credential]):
                 raise nobody()
-            return use_case(*args, **named)
+            with unforeseen_told_to_the_log_alone():
+                return use_case(*args, **named)
 
         return await asyncio.to_thread(call)

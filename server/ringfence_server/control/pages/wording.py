@@ -223,12 +223,21 @@ def verdict(one: HolderForecast, rounds: int) -> tuple[str, str]:
     )
 
 
+def most_epsilon(run: RunView) -> float | None:
+    """What had been spent of the data set that gave most, after the run; None where none gave anything to it."""
+    given: dict[str, float] = {}
+    for one in run.rounds:
+        given |= one.epsilon
+    return max(given.values(), default=None)
+
+
 def trade_off(runs: Mapping[str, RunView]) -> dict[str, tuple[float, float]]:
     """Of each run that was measured: the epsilon of the holder that gave most, and the accuracy."""
     points = {}
     for name, run in runs.items():
         measured = [one.accuracy for one in run.rounds if one.accuracy is not None]
         accuracy = run.final_accuracy if run.final_accuracy is not None else (measured[-1] if measured else None)
-        if accuracy is not None and run.holders:
-            points[name] = max(one.epsilon for one in run.holders), accuracy
+        epsilon = most_epsilon(run)
+        if accuracy is not None and epsilon is not None:
+            points[name] = epsilon, accuracy
     return points
