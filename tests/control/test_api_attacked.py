@@ -192,6 +192,30 @@ def test_whole_numbers_are_whole_however_they_are_written(api):
         assert api.ask(Role.ADMINISTRATOR, "POST", "/api/v1/tokens", json=body).status_code == status, days
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"name": "one", "name": "two", "role": "regulator"}',
+        '{"name": "a", "role": "regulator", "x": {"y": 1, "y": 1}}',
+    ],
+)
+def test_a_body_that_gives_a_member_twice_is_refused(api, body):
+    said = {"content-type": "application/json"}
+    reply = api.ask(Role.ADMINISTRATOR, "POST", "/api/v1/tokens", content=body, headers=said)
+    assert (reply.status_code, reply.json()["code"]) == (422, "invalid-request")
+    assert "more than once" in reply.json()["errors"][0]["message"]
+
+
+@pytest.mark.parametrize("said", ["text/plain", "application/x-www-form-urlencoded", "application/merge+json", None])
+def test_a_body_that_does_not_say_that_it_is_json_is_refused(api, said):
+    body = b'{"name": "one", "role": "regulator"}'
+    headers = {} if said is None else {"content-type": said}
+    reply = api.ask(Role.ADMINISTRATOR, "POST", "/api/v1/tokens", content=body, headers=headers)
+    assert (reply.status_code, reply.json()["code"]) == (415, "wrong-media-type")
+    words = {"content-type": "application/json; charset=utf-8"}
+    assert api.ask(Role.ADMINISTRATOR, "POST", "/api/v1/tokens", content=body, headers=words).status_code == 201
+
+
 @pytest.mark.parametrize("what", ["bundle", "directory"])
 def test_a_link_in_the_place_of_a_bundle_hands_out_no_other_file(api, tmp_path, what):
     directory = api.plane.site.directory / "runs" / api.run

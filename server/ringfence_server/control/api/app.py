@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -26,6 +26,7 @@ from ringfence_server.control.api import (
     routes_runs,
     routes_service,
 )
+from ringfence_server.control.api.bodies import plain_json
 from ringfence_server.control.api.openapi import describe
 from ringfence_server.control.credentials import StoredCredentials
 from ringfence_server.control.feeds import Feeds
@@ -91,6 +92,7 @@ def create_api() -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(plain_json)],
         generate_unique_id_function=lambda route: route.name,  # links name routes by it
     )
     for routes in (routes_service, routes_plans, routes_runs, routes_holders, routes_evidence, routes_access):

@@ -14,6 +14,7 @@ from ringfence_server.control.store.engine import StoreFault
 # What any request may be answered with before its route sees it, beyond what the route itself documents.
 _EVERYWHERE = (problems.BAD_REQUEST, problems.WRONG_HOST, problems.INTERNAL)
 _WITH_BODY = (problems.TOO_SLOW, problems.TOO_LARGE)
+_OF_A_BODY = (problems.WRONG_MEDIA_TYPE,)
 _SIGNED_IN = {401: ("not-signed-in",)}
 _FROM_A_PAGE = {403: ("cross-site",)}
 _METHODS = ("get", "put", "post", "delete", "patch")
@@ -68,7 +69,8 @@ def _complete(document: dict[str, Any]) -> None:
 def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> None:
     responses = operation["responses"]
     known: dict[int, set[str]] = {}
-    for kind in (*_EVERYWHERE, *(_WITH_BODY if method != "get" else ())):
+    bodies = _OF_A_BODY if "requestBody" in operation else ()
+    for kind in (*_EVERYWHERE, *(_WITH_BODY if method != "get" else ()), *bodies):
         known.setdefault(kind.status, set()).add(kind.code)
     if path != "/health/live":
         known[StoreFault.http_status] = {StoreFault.code}  # who asks is looked up in the store, for every route
