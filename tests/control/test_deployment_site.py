@@ -6,6 +6,7 @@ from control_command import ControlCommand
 from control_plane import COORDINATOR
 from made_up_deployment import make_deployment, register
 from tiny_scenario import COORDINATOR as NAME
+from workshop_room import NARROW, WIDE, Workshop, installed_browser, open_room, serious_findings
 
 from ringfence_policy.errors import ScenarioInvalid
 from ringfence_server.control.actor import Role
@@ -109,6 +110,32 @@ def test_every_page_shows_what_is_the_holders_in_plain_words_and_is_no_error(tmp
         for who in (OWN, Role.COORDINATOR, Role.RESEARCHER, Role.REGULATOR, Role.ADMINISTRATOR):
             for path in ("/", "/runs"):
                 control.page(who, path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(installed_browser() is None, reason="no Chromium is installed to drive pages in")
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_page_over_a_deployment_has_a_serious_finding_or_scrolls_sideways(tmp_path, theme):
+    site = make_deployment(tmp_path, HOLDERS).directory
+    with ControlCommand(site, [OWN]) as control:
+        control.ask(Role.RESEARCHER, "POST", "/api/v1/proposals", json={"text": (site / "plan.toml").read_text()})
+        with open_room(Workshop(site, control.address, cookies=control.sessions([OWN]))) as room:
+            for role, path in (
+                ("coordinator", "/runs"),
+                ("coordinator", "/preview"),
+                (OWN, "/"),
+                (OWN, "/my-data"),
+                ("regulator", "/oversight"),
+            ):
+                page = room.page(role, path)
+                assert serious_findings(page, theme=theme) == [], (role, path)
+                for size in (WIDE, NARROW):
+                    page.set_viewport_size(size)
+                    width = page.evaluate("document.documentElement.scrollWidth")
+                    assert width <= size["width"], (role, path, width)
+                page.close()
+            assert room.strangers == []
+            assert room.faults == []
 
 
 def test_a_deployment_without_a_plan_is_refused_with_what_to_write(tmp_path):

@@ -2,7 +2,6 @@
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -15,6 +14,7 @@ from workshop_room import (
     open_room,
     open_workshop,
     propose,
+    serious_findings,
     start,
 )
 
@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(installed_browser() is None, reason="no Chromium is installed to drive pages in"),
 ]
-AXE = Path(__file__).parent / "axe-core" / "axe.min.js"
 PATHS = ("/", "/runs", "/my-data", "/preview", "/oversight", "/compare", "/audit")
 # What each role finds in its navigation, besides the start page.
 ROOMS = {
@@ -311,16 +310,7 @@ def test_no_page_has_a_serious_finding_or_scrolls_sideways(room, finished, theme
         ("administrator", "/my-data"),
     ):
         page = room.page(role, path)
-        page.emulate_media(color_scheme=theme, reduced_motion="reduce")
-        page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
-        page.evaluate(AXE.read_text())
-        found = page.evaluate("axe.run()")["violations"]
-        serious = [
-            (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
-            for one in found
-            if one["impact"] in ("serious", "critical")
-        ]
-        assert serious == [], (role, path)
+        assert serious_findings(page, theme=theme) == [], (role, path)
         for size in (WIDE, NARROW):
             page.set_viewport_size(size)
             width = page.evaluate("document.documentElement.scrollWidth")

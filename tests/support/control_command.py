@@ -8,14 +8,17 @@ import httpx
 from control_plane import ADMINISTRATOR, wait_until
 
 from deployment import Part, environment
-from ringfence_server.control.actor import Role
+from ringfence_server.control.actor import Actor, Role
 from ringfence_server.control.plane import open_plane
+from ringfence_server.control.settings import ControlSettings
+from ringfence_server.control.sign_on_store import SignOnStore
 
 
 class ControlCommand:
     """The control plane of a site, with a token for every role and for every data officer.
 
     Attributes:
+        address: Where it is served.
         part: Its process: may be killed, and started again.
     """
 
@@ -25,11 +28,12 @@ class ControlCommand:
             log=site.parent / "control.log",
             env=environment(),
         )
+        self._site = site
         plane = open_plane(site)
         self.tokens = {role: self._token(plane, role) for role in Role if role is not Role.HOLDER}
         self.tokens |= {holder: self._token(plane, Role.HOLDER, holder) for holder in holders}
         plane.close()
-        self._address = ""
+        self.address = ""
 
     def __enter__(self):
         self.start()
@@ -45,25 +49,38 @@ class ControlCommand:
         self.part.start()
         said = wait_until(lambda: self._said()[len(before) :] or not self.part.is_alive)
         assert self.part.is_alive, self.part.log.read_text()
-        self._address = said[-1]["address"]
+        self.address = said[-1]["address"]
+
+    def sessions(self, holders):
+        """A signed-in browser's cookie by role, and by holder for data officers, as if a provider had vouched."""
+        plane = open_plane(self._site)
+        store = SignOnStore(plane.store, ControlSettings(origins=(self.address,)))
+        seats = {role.value: (role, None) for role in Role if role is not Role.HOLDER}
+        seats |= {holder: (Role.HOLDER, holder) for holder in holders}
+        found = {
+            name: store.open_session(Actor(role=role, name=name, holder=holder, via="session", account=name))
+            for name, (role, holder) in seats.items()
+        }
+        plane.close()
+        return found
 
     def ask(self, who, method, path, *, status=(200, 201, 202), **more):
         """One request, and its answer. `who` is a role or a holder's id."""
-        found = httpx.request(method, self._address + path, **self._shown(who), **more)
+        found = httpx.request(method, self.address + path, **self._shown(who), **more)
         assert found.status_code in status, found.text
         return found.json()
 
     def download(self, who, path):
         """The bytes of a file that is handed out."""
-        return httpx.get(self._address + path, **self._shown(who)).raise_for_status().content
+        return httpx.get(self.address + path, **self._shown(who)).raise_for_status().content
 
     def page(self, who, path):
         """A page as a browser gets it first."""
-        return html.unescape(httpx.get(self._address + path, **self._shown(who)).raise_for_status().text)
+        return html.unescape(httpx.get(self.address + path, **self._shown(who)).raise_for_status().text)
 
     def stream(self, who, run_id):
         """The events of a run as they come, until it ends or the control plane does: name and data."""
-        path = f"{self._address}/api/v1/runs/{run_id}/stream"
+        path = f"{self.address}/api/v1/runs/{run_id}/stream"
         with httpx.stream("GET", path, **(self._shown(who) | {"timeout": 300})) as reply:
             name = ""
             for line in reply.iter_lines():

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+AXE = Path(__file__).parent.parent / "control" / "axe-core" / "axe.min.js"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Generous: the machine that tests is shared.
 PATIENCE_MS = 60_000
@@ -33,11 +34,13 @@ class Workshop:
         directory: Its site.
         address: Where it is served.
         links: One-time links by role, and by holder for data officers.
+        cookies: Cookies of those who are signed in already, likewise.
     """
 
     directory: Path
     address: str
-    links: dict[str, str]
+    links: dict[str, str] = field(default_factory=dict)
+    cookies: dict[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -79,9 +82,13 @@ class Room:
             context = self.browser.new_context(viewport=WIDE)
             context.set_default_timeout(PATIENCE_MS)
             context.on("request", lambda request: self._note(request.url))
-            entering = context.new_page()
-            entering.goto(self.workshop.links[role])
-            entering.close()
+            if role in self.workshop.cookies:
+                cookie = {"name": "ringfence", "value": self.workshop.cookies[role], "url": self.workshop.address}
+                context.add_cookies([cookie])
+            else:
+                entering = context.new_page()
+                entering.goto(self.workshop.links[role])
+                entering.close()
             self._contexts[role] = context
         page = self._contexts[role].new_page()
         page.on("pageerror", lambda error: self.faults.append(str(error)))
@@ -108,6 +115,18 @@ def open_room(workshop: Workshop) -> Iterator[Room]:
             yield Room(browser, workshop)
         finally:
             browser.close()
+
+
+def serious_findings(page: Page, *, theme: str) -> list[tuple[str, list[str]]]:
+    """What axe calls serious or worse on a page with everything on it unfolded: rule, and where."""
+    page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+    page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
+    page.evaluate(AXE.read_text())
+    return [
+        (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
+        for one in page.evaluate("axe.run()")["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def propose(room: Room, *, plan: str = "plan.toml", rounds: int | None = None) -> None:
