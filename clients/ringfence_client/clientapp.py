@@ -39,6 +39,7 @@ from ringfence_policy.protocol import (
     BODY_RECORD,
     FAULT_CODE,
     FILE_KEY,
+    FILE_TYPE,
     METRICS_RECORD,
     REFUSED_CODE,
     SIGNATURE_KEY,
@@ -204,8 +205,9 @@ def _finish(message: Message, prepared: Prepared, result: Result | Fault | None)
     weight = prepared.node.home.profile.dataset.weight
     content[METRICS_RECORD] = MetricRecord({WEIGHT_KEY: weight})
     if prepared.request.action is Action.TRAIN:
-        file = np.frombuffer(answer.file, dtype=np.uint8)
-        content[ARRAYS_RECORD] = ArrayRecord({FILE_KEY: Array(file)})
+        content[ARRAYS_RECORD] = ArrayRecord(
+            {FILE_KEY: Array(dtype="uint8", shape=(len(answer.file),), stype=FILE_TYPE, data=answer.file)}
+        )
     return Message(content, reply_to=message)
 
 
@@ -286,18 +288,16 @@ def _arrays(message: Message) -> GlobalModel:
         raise TrustRefused(
             "a request has no model", expected=f"'{FILE_KEY}' alone in its ArrayRecord '{ARRAYS_RECORD}'"
         )
-    array = record[FILE_KEY]
-    return _read_model(array.dtype, tuple(array.shape), array.stype, array.data)
+    if record[FILE_KEY].stype != FILE_TYPE:
+        raise TrustRefused("a request's model is no file", expected="the bytes of one safetensors file")
+    return _read_model(record[FILE_KEY].data)
 
 
 # One phase's messages carry one model: it is read once, however many holders of this process are sent it.
 @lru_cache(maxsize=2)
-def _read_model(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> GlobalModel:
+def _read_model(file: bytes) -> GlobalModel:
     try:
-        file = Array(dtype=dtype, shape=shape, stype=stype, data=data).numpy()
-        if not isinstance(file, np.ndarray) or file.dtype != np.uint8 or file.ndim != 1:
-            raise TrustRefused("a request's model is no file", expected="the bytes of one safetensors file")
-        arrays = load(file.tobytes())
+        arrays = load(file)
     except (SafetensorError, ValueError, TypeError, KeyError, EOFError) as error:
         raise TrustRefused("a request's model is unreadable", got=type(error).__name__) from None
     if any(array.dtype != np.float32 for array in arrays.values()):

@@ -22,6 +22,8 @@ ARRAYS_RECORD = "arrays"
 # The one array in it: a model or an update as the bytes of its safetensors file, because Flower moves each array by
 # requests of its own, and because what is named by a digest then travels as the very bytes that the digest is of.
 FILE_KEY = "safetensors"
+# What Flower calls its serialization (`stype`): not numpy's format around the file, which costs more to read than it.
+FILE_TYPE = "safetensors"
 METRICS_RECORD = "metrics"
 WEIGHT_KEY = "num-examples"
 PROPOSE = "query.propose"

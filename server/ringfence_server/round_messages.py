@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from safetensors.numpy import load, save
 
 from ringfence_policy import canonical
-from ringfence_policy.protocol import ARRAYS_RECORD, BODY_RECORD, FILE_KEY, METRICS_RECORD, WEIGHT_KEY
+from ringfence_policy.protocol import ARRAYS_RECORD, BODY_RECORD, FILE_KEY, FILE_TYPE, METRICS_RECORD, WEIGHT_KEY
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -52,26 +52,26 @@ def to_record(arrays: Arrays) -> ArrayRecord:
 
 def packed(arrays: Arrays) -> ArrayRecord:
     """A model as it travels: one array, the bytes of its safetensors file."""
-    return ArrayRecord({FILE_KEY: Array(np.frombuffer(save(dict(arrays)), dtype=np.uint8))})
+    file = save(dict(arrays))
+    return ArrayRecord({FILE_KEY: Array(dtype="uint8", shape=(len(file),), stype=FILE_TYPE, data=file)})
 
 
 def file_in(record: ArrayRecord) -> bytes:
     """The safetensors file of a model or an update that travelled; its digest is of these bytes.
 
     Raises:
-        ValueError: There is not exactly one array of bytes.
+        ValueError: It is not exactly one file.
     """
-    data = record[FILE_KEY].numpy() if set(record) == {FILE_KEY} else None
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 1:
-        raise ValueError("not the bytes of one file")  # numpy reads an archive of arrays as well
-    return data.tobytes()
+    if set(record) != {FILE_KEY} or record[FILE_KEY].stype != FILE_TYPE:
+        raise ValueError("not the bytes of one file")
+    return record[FILE_KEY].data
 
 
 def unpacked(record: ArrayRecord) -> dict[str, npt.NDArray[np.float32]]:
     """A model or an update that travelled, as arrays by name. Their names, shapes and types are the sender's.
 
     Raises:
-        ValueError: There is not exactly one array of bytes.
+        ValueError: It is not exactly one file.
         SafetensorError: The bytes are no safetensors file.
     """
     return load(file_in(record))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 from refusal_facts import BEFORE_TRAINING, assert_nothing_left, offer_of, sent_rounds
+from safetensors.numpy import save
 from tiny_run import clauses_of
 
 from ringfence_client.enforcement import model_digest
 from ringfence_policy.plan import TrainingPlan
-from ringfence_policy.protocol import FILE_KEY, Proposal
+from ringfence_policy.protocol import FILE_KEY, FILE_TYPE, Proposal
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.round_messages import packed, to_record
 
@@ -144,16 +145,22 @@ def test_a_coordinator_that_rewrites_its_log_is_refused(tiny_run, tmp_path):
 
 
 def half_of(arrays):
-    data = packed(arrays)[FILE_KEY].numpy()
-    return ArrayRecord({FILE_KEY: Array(data[: len(data) // 2])})
+    data = packed(arrays)[FILE_KEY].data
+    return file_of(data[: len(data) // 2])
+
+
+def file_of(data):
+    return ArrayRecord({FILE_KEY: Array(dtype="uint8", shape=(len(data),), stype=FILE_TYPE, data=data)})
 
 
 UNREADABLE = {
     "arrays as Flower's own": to_record,
     "another array beside it": lambda arrays: ArrayRecord({**packed(arrays), "more": Array(np.zeros(1, np.uint8))}),
     "half a file": half_of,
-    "no file": lambda _: ArrayRecord({FILE_KEY: Array(np.arange(40, dtype=np.uint8))}),
-    "numbers in place of bytes": lambda _: ArrayRecord({FILE_KEY: Array(np.zeros(40, np.float32))}),
+    "no file": lambda _: file_of(bytes(range(40))),
+    "a file as Flower's own array": lambda arrays: ArrayRecord(
+        {FILE_KEY: Array(np.frombuffer(save(arrays), np.uint8))}
+    ),
     "another number type": lambda arrays: packed({name: array.astype(np.float64) for name, array in arrays.items()}),
 }
 

@@ -1,12 +1,12 @@
 """What a dishonest data holder sends is refused with its reason, the run goes on, and the log shows it."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from refusal_facts import refusals
+from safetensors.numpy import save
 
 from ringfence_policy import canonical
 from ringfence_policy.protocol import (
@@ -15,6 +15,7 @@ from ringfence_policy.protocol import (
     BODY_RECORD,
     EVIDENCE,
     FILE_KEY,
+    FILE_TYPE,
     METRICS_RECORD,
     OFFER,
     REFUSED_CODE,
@@ -66,8 +67,12 @@ def unlike(record_of):
 
 
 def half(record):
-    data = record[FILE_KEY].numpy()
-    return ArrayRecord({FILE_KEY: Array(data[: len(data) // 2])})
+    data = record[FILE_KEY].data
+    return file_of(data[: len(data) // 2])
+
+
+def file_of(data):
+    return ArrayRecord({FILE_KEY: Array(dtype="uint8", shape=(len(data),), stype=FILE_TYPE, data=data)})
 
 
 def with_weight(weight):
@@ -115,17 +120,6 @@ def without(record):
     return changed
 
 
-def archive(message, reply):
-    """An array whose bytes are an archive of arrays: numpy reads that as well."""
-    data = io.BytesIO()
-    np.savez(data, a=np.zeros(3, np.uint8))
-    content = RecordDict(dict(reply.content))
-    content[ARRAYS_RECORD] = ArrayRecord(
-        {FILE_KEY: Array(dtype="uint8", shape=(3,), stype="numpy.ndarray", data=data.getvalue())}
-    )
-    return Message(content, reply_to=message)
-
-
 BAD_UPDATES = {
     "NaN": (with_arrays(poisoned(np.nan)), "not-finite"),
     "Inf": (with_arrays(poisoned(np.inf)), "not-finite"),
@@ -147,11 +141,14 @@ BAD_UPDATES = {
         "digest",
     ),
     "arrays as Flower's own": (unlike(to_record), "malformed"),
-    "no file": (unlike(lambda _: ArrayRecord({FILE_KEY: Array(np.arange(40, dtype=np.uint8))})), "malformed"),
+    "no file": (unlike(lambda _: file_of(bytes(range(40)))), "malformed"),
+    "a file as Flower's own array": (
+        unlike(lambda arrays: ArrayRecord({FILE_KEY: Array(np.frombuffer(save(arrays), np.uint8))})),
+        "malformed",
+    ),
     "half a file": (unlike(lambda arrays: half(packed(arrays))), "malformed"),
     "no arrays": (without(ARRAYS_RECORD), "malformed"),
     "no weight": (without(METRICS_RECORD), "malformed"),
-    "an archive in place of an array": (archive, "malformed"),
     "other noise than it settled": (with_body(mechanism__noise_multiplier_micro=1), "mechanism"),
     "seeded noise in a real run": (with_body(noise_source="seeded"), "mechanism"),
     "a log that is not its own": (with_body(log__checkpoint="x.y.z"), "log"),
