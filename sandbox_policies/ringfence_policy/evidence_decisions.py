@@ -5,7 +5,8 @@ facts are held against the signed plan, and the gate decides once more. What onl
 is not judged: a holder's word stands for it, under a salted digest it can later be held to.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -103,8 +104,7 @@ class _Judge:
             )
         for name in _differences(request, _as_planned(self.evidence.plan, signed.policy, request)):
             self.report(f"{entry}: {name} is not what the signed plan and policy say")
-        gate = self.gates.setdefault(signed.policy.digest, PolicyGate(signed.policy))
-        again = gate.redecide(request, point=decision.point)
+        again = self._gate(signed.policy).redecide(request, point=decision.point)
         missing = sorted(set(again.clauses) - set(decision.clauses))
         if missing and decision.permitted:
             self.report(f"{entry}: a permit, but the policy refuses these facts: {', '.join(missing)}")
@@ -114,6 +114,12 @@ class _Judge:
         made_up = sorted((set(decision.clauses) & judgeable) - set(again.clauses))
         if made_up:
             self.report(f"{entry}: a denial for {', '.join(made_up)}, which the policy does not refuse on these facts")
+
+    def _gate(self, policy: UsagePolicy) -> PolicyGate:
+        gate = self.gates.get(policy.digest)
+        if gate is None:
+            gate = self.gates[policy.digest] = PolicyGate(policy)
+        return gate
 
     def _signed_then(self, record: HolderDecision, signed: SignedPolicy, holder_id: str) -> bool:
         # The same text is signed again when its key is replaced. Then the record names the key of its own time, which
@@ -130,20 +136,21 @@ def check_decisions(evidence: Evidence, findings: Findings) -> None:
     judged: list[Judged] = []
     with findings.checking("decisions", passed="every decision comes out the same when it is made again") as report:
         judged = _judge_all(evidence, report)
+    own = _by_holder(judged)
     with findings.checking("permits", passed="every use has its permit at every point it must pass") as report:
         for holder in evidence.holders.values():
-            _check_uses(evidence, holder, judged, report)
+            _check_uses(evidence, holder, own[holder.holder_id], report)
         _check_asked(evidence, judged, report)
         _check_cohort_size(evidence, judged, report)
-        _check_release(evidence, judged, report)
+        _check_release(evidence, own, report)
     with findings.checking(
         "revocation", passed="nothing was used after its holder knew the policy was revoked"
     ) as report:
         for holder in evidence.holders.values():
-            check_revocations(holder, judged, report)
+            check_revocations(holder, own[holder.holder_id], report)
     with findings.checking("suspension", passed="nothing was used while its holder knew use was suspended") as report:
         for holder in evidence.holders.values():
-            check_suspensions(holder, judged, report)
+            check_suspensions(holder, own[holder.holder_id], report)
     with findings.checking("rehearsal", passed=_privacy_words(evidence)) as report:
         _check_rehearsal(evidence, report)
 
@@ -164,6 +171,15 @@ def _judge_all(evidence: Evidence, report: Report) -> list[Judged]:
             report(f"{entry}: is about holder {asked.holder}, whose papers are not here")
     judged = [attempt(judge.judge, *one, report=report, where=str(one[0])) for one in recorded]
     return [one for one in judged if one is not None]
+
+
+def _by_holder(judged: Iterable[Judged]) -> Mapping[str, list[Judged]]:
+    """What each holder's own gate decided, in the order of its log."""
+    found: dict[str, list[Judged]] = defaultdict(list)
+    for one in judged:
+        if isinstance(one.entry.record, HolderDecision):
+            found[one.holder_id].append(one)
+    return found
 
 
 def _check_forward(entry: Entry, record: HolderDecision, newest: dict[str, int], report: Report) -> None:
@@ -190,7 +206,7 @@ def _permits(entries: Iterable[Entry]) -> dict[tuple[str, int, str, str, str], i
     return found
 
 
-def _check_uses(evidence: Evidence, holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
+def _check_uses(evidence: Evidence, holder: HolderEvidence, own: Sequence[Judged], report: Report) -> None:
     permits = _permits(holder.log.entries)
     for entry, use in select(holder.log.entries, Spending):
         at = permits.get((use.run, use.round, use.used_for.value, use.hold_id, Point.BEFORE_TRAINING.value))
@@ -202,13 +218,13 @@ def _check_uses(evidence: Evidence, holder: HolderEvidence, judged: Sequence[Jud
             report(f"{entry}: sent without a permit at {Point.BEFORE_UPLOAD.value} for hold {sent.hold_id}")
         if sent.run == evidence.run_id and sent.weight != evidence.plan.holders[holder.holder_id].weight:
             report(f"{entry}: weighs {sent.weight}, the plan says {evidence.plan.holders[holder.holder_id].weight}")
-    _check_measured(evidence, holder, judged, report)
+    _check_measured(evidence, holder, own, report)
 
 
-def _check_measured(evidence: Evidence, holder: HolderEvidence, judged: Sequence[Judged], report: Report) -> None:
+def _check_measured(evidence: Evidence, holder: HolderEvidence, own: Sequence[Judged], report: Report) -> None:
+    asked = [one for one in own if one.action == "evaluate"]
     for entry, use in select(holder.log.entries, Evaluated):
         wanted = Evaluation.EXACT if use.mechanism is None else Evaluation.PRIVATE
-        asked = [one for one in judged if one.action == "evaluate" and one.entry.owner == entry.owner]
         for one in asked:
             same = (one.entry.record.round, one.hold_id) == (use.round, use.hold_id) and use.run == evidence.run_id
             if same and one.decision.permitted and one.request is not None and one.request.evaluation is not wanted:
@@ -251,16 +267,14 @@ def _check_cohort_size(evidence: Evidence, judged: Sequence[Judged], report: Rep
                 )
 
 
-def _check_release(evidence: Evidence, judged: Sequence[Judged], report: Report) -> None:
+def _check_release(evidence: Evidence, own: Mapping[str, Sequence[Judged]], report: Report) -> None:
     contributors = {holder for _, commit in select(evidence.of_run, RoundCommitted) for holder in commit.cohort}
     for entry, _ in select(evidence.of_run, ModelReleased):
         for holder in sorted(contributors):
-            own = [
-                one
-                for one in judged
-                if (one.entry.owner, one.action, one.decision.point) == (f"holder {holder}", "release", Point.RELEASE)
+            asked = [
+                one for one in own.get(holder, ()) if (one.action, one.decision.point) == ("release", Point.RELEASE)
             ]
-            if not own or not own[-1].decision.permitted:
+            if not asked or not asked[-1].decision.permitted:
                 report(f"{entry}: holder {holder} contributed, and its log has no permit to release")
 
 

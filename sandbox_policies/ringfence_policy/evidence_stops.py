@@ -11,11 +11,13 @@ from ringfence_policy.evidence_rounds import select
 from ringfence_policy.verification import Report
 from ringfence_policy.vocabulary import OnRevoke
 
+_Suspension = tuple[Entry, int, Entry | None, int | None]
+
 if TYPE_CHECKING:
     from ringfence_policy.evidence_decisions import Judged
 
 
-def check_revocations(holder: HolderEvidence, judged: Sequence["Judged"], report: Report) -> None:
+def check_revocations(holder: HolderEvidence, own: Sequence["Judged"], report: Report) -> None:
     """Report every use that was permitted after the holder knew, or must have known, that its policy was revoked."""
     status = holder.status
     if status is None:  # none was needed, or the check of statuses has already failed
@@ -24,7 +26,7 @@ def check_revocations(holder: HolderEvidence, judged: Sequence["Judged"], report
     for policy_id, entry in learnt.items():
         if status.revocation_of(policy_id) is None:
             report(f"{entry}: the status here no longer revokes {policy_id}, and a revocation is final")
-    for one, record in _own_uses(holder, judged):
+    for one, record in _permitted_uses(own):
         if (record.status_seq or 0) > status.seq:
             report(f"{one.entry}: names status {record.status_seq}, newer than the newest one here ({status.seq})")
         problem = _after_revocation(one, record, status, learnt)
@@ -32,22 +34,20 @@ def check_revocations(holder: HolderEvidence, judged: Sequence["Judged"], report
             report(f"{one.entry}: permitted {problem}")
 
 
-def check_suspensions(holder: HolderEvidence, judged: Sequence["Judged"], report: Report) -> None:
+def check_suspensions(holder: HolderEvidence, own: Sequence["Judged"], report: Report) -> None:
     """Report every use that was permitted while the holder knew, or must have known, that use was suspended."""
-    for one, record in _own_uses(holder, judged):
-        problem = _while_suspended(holder, one.entry.position, record)
+    suspensions = _suspensions(holder.log.entries)
+    for one, record in _permitted_uses(own):
+        problem = _while_suspended(holder.status, suspensions, one.entry.position, record)
         if problem is not None:
             report(f"{one.entry}: permitted {problem}")
 
 
-def _own_uses(holder: HolderEvidence, judged: Sequence["Judged"]) -> list[tuple["Judged", HolderDecision]]:
+def _permitted_uses(own: Sequence["Judged"]) -> list[tuple["Judged", HolderDecision]]:
     return [
         (one, one.entry.record)
-        for one in judged
-        if isinstance(one.entry.record, HolderDecision)
-        and one.holder_id == holder.holder_id
-        and one.decision.permitted
-        and one.action != "release"
+        for one in own
+        if isinstance(one.entry.record, HolderDecision) and one.decision.permitted and one.action != "release"
     ]
 
 
@@ -70,13 +70,14 @@ def _may_finish(one: "Judged", withdrawn: RevokedPolicy) -> bool:
     return withdrawn.on_revoke == OnRevoke.FINISH_ROUND.value and one.decision.point is Point.BEFORE_UPLOAD
 
 
-def _while_suspended(holder: HolderEvidence, position: int, record: HolderDecision) -> str | None:
-    for began, first, ended, last in _suspensions(holder.log.entries):
+def _while_suspended(
+    status: Status | None, suspensions: Sequence[_Suspension], position: int, record: HolderDecision
+) -> str | None:
+    for began, first, ended, last in suspensions:
         if began.position < position and (ended is None or position < ended.position):
             return f"after the node knew that use was suspended ({began})"
         if record.status_seq is not None and first <= record.status_seq and (last is None or record.status_seq < last):
             return f"under status {record.status_seq}, while use was suspended ({began})"
-    status = holder.status
     if status is None or status.suspended is None:
         return None
     if record.status_seq == status.seq:
@@ -86,12 +87,12 @@ def _while_suspended(holder: HolderEvidence, position: int, record: HolderDecisi
     return None
 
 
-def _suspensions(entries: Sequence[Entry]) -> list[tuple[Entry, int, Entry | None, int | None]]:
+def _suspensions(entries: Sequence[Entry]) -> list[_Suspension]:
     """Each suspension that the log tells of: where it began and ended, each with the number of the status that said so.
 
     The end is None where the log tells of none.
     """
-    found: list[tuple[Entry, int, Entry | None, int | None]] = []
+    found: list[_Suspension] = []
     for entry in entries:
         is_open = bool(found) and found[-1][2] is None
         if isinstance(entry.record, Suspended) and not is_open:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from ringfence_policy import bundle_layout as layout
-from ringfence_policy import canonical
+from ringfence_policy import canonical, evidence_decisions
 from ringfence_policy.documents import RevokedPolicy, Suspension
 from ringfence_policy.errors import UsageError
+from ringfence_policy.gate import PolicyGate
 from ringfence_policy.identity import DocumentType, SigningKey, sign
 from ringfence_policy.verify import UNPROVEN, read_roots, roots_document, verify_bundle
 
@@ -169,6 +170,19 @@ def test_a_run_under_another_coordinator_in_a_holders_log_is_no_concern_of_this_
     token = sign(empty, type=DocumentType.CHECKPOINT, key=stranger)
     world.holders["alpha"].record("peer-checkpoint", checkpoint=token)
     assert problems(world.run("run-1").verify()) == []
+
+
+def test_each_policy_is_compiled_once_however_many_decisions_were_made_under_it(honest, monkeypatch):
+    compiled = []
+
+    def gate(policy):
+        compiled.append(policy.reference)
+        return PolicyGate(policy)
+
+    monkeypatch.setattr(evidence_decisions, "PolicyGate", gate)
+    assert honest.verify().passed
+    assert sorted(compiled) == sorted(set(compiled))
+    assert len(compiled) == 3
 
 
 def test_verifying_needs_neither_flower_nor_torch_nor_a_ledger(honest):
