@@ -145,7 +145,9 @@ def measure(contestant: str, *, repetition: int, work: Path, rounds: int, argume
     )
     marks = _marks(work / "marks.jsonl")
     at = [mark["at"] for mark in marks if mark["event"] == "round"]
-    if cost.exit_code != 0 or len(at) != rounds:
+    # One of several torch.distributed processes sometimes aborts while they end, when rounds and model are written.
+    is_done = len(at) == rounds and (work / "model.npz").exists()
+    if not is_done or (cost.exit_code != 0 and contestant != "pfl-cores"):
         tail = log.read_text(errors="replace")[-3000:]
         raise RuntimeError(f"{contestant}: exit code {cost.exit_code}, {len(at)} of {rounds} rounds\n{tail}")
     steady = arguments.holders * (rounds - 1)

@@ -4,8 +4,9 @@ Round by round: what the coordinator committed is what those holders sent, what 
 left out without a reason, each update started from the model before it, and the file at the end is the released model.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ringfence_policy import bundle_layout as layout
 from ringfence_policy import canonical
@@ -32,7 +33,40 @@ from ringfence_policy.verification import Findings, Report
 R = TypeVar("R", bound=Record)
 
 _UNHEARD = "no-reply"
+_HolderRound = tuple[str, int]
 _MOST_NAMED = 8
+
+
+class _Accounts:
+    """What the logs say of the run about one holder in one round, gathered once.
+
+    Attributes:
+        sent: The updates that the holder recorded sending.
+        received: The updates that the coordinator recorded receiving, each with its place.
+        refused: Where it recorded that it took none.
+        denials: The clauses of each denial, by either gate.
+    """
+
+    def __init__(self, evidence: Evidence, sent: Mapping[str, Sequence[tuple[Entry, Sent]]]) -> None:
+        self.sent: dict[_HolderRound, list[Sent]] = defaultdict(list)
+        for holder_id, of_holder in sent.items():
+            for _, one in of_holder:
+                self.sent[holder_id, one.round].append(one)
+        self.received: dict[_HolderRound, list[tuple[Entry, UpdateReceived]]] = defaultdict(list)
+        for entry, came in select(evidence.of_run, UpdateReceived):
+            self.received[came.holder, came.round].append((entry, came))
+        self.refused = {(one.holder, one.round) for _, one in select(evidence.of_run, UpdateRefused)}
+        self.denials: dict[_HolderRound, list[list[str]]] = defaultdict(list)
+        for holder_id, holder in evidence.holders.items():
+            for _, own in select(holder.log.entries, HolderDecision):
+                if own.run == evidence.run_id:
+                    self._note(holder_id, own.round, own.decision)
+        for _, asked in select(evidence.of_run, CoordinatorDecision):
+            self._note(asked.holder, asked.round, asked.decision)
+
+    def _note(self, holder_id: str, round_number: int, decision: Mapping[str, Any]) -> None:
+        if decision.get("effect") == "deny":
+            self.denials[holder_id, round_number].append([str(failed["clause"]) for failed in decision["failed"]])
 
 
 def check_rounds(evidence: Evidence, findings: Findings) -> None:
@@ -49,8 +83,9 @@ def check_rounds(evidence: Evidence, findings: Findings) -> None:
     with findings.checking(
         "cohorts", passed="every committed update is one that its holder recorded sending"
     ) as report:
+        accounts = _Accounts(evidence, sent)
         for entry, commit in commits:
-            _check_cohort(evidence, entry, commit, sent, report)
+            _check_cohort(evidence, accounts, entry, commit, report)
     answered = "every update sent is answered for by the coordinator" + _unheard_words(evidence, sent)
     with findings.checking("nothing hidden", passed=answered) as report:
         _check_answered(evidence, commits, sent, report)
@@ -107,41 +142,36 @@ def _check_order(evidence: Evidence, commits: Sequence[tuple[Entry, RoundCommitt
 
 
 def _check_cohort(
-    evidence: Evidence,
-    entry: Entry,
-    commit: RoundCommitted,
-    sent: Mapping[str, Sequence[tuple[Entry, Sent]]],
-    report: Report,
+    evidence: Evidence, accounts: _Accounts, entry: Entry, commit: RoundCommitted, report: Report
 ) -> None:
-    if sorted(commit.updates) != sorted(set(commit.cohort)) or len(set(commit.cohort)) != len(commit.cohort):
+    cohort = set(commit.cohort)
+    if sorted(commit.updates) != sorted(cohort) or len(cohort) != len(commit.cohort):
         report(f"{entry}: the cohort {', '.join(commit.cohort)} and the updates of {', '.join(commit.updates)} differ")
-    received = select(evidence.of_run, UpdateReceived)
     for holder, digest in sorted(commit.updates.items()):
-        matching = [one for _, one in sent.get(holder, ()) if (one.round, one.update_digest) == (commit.round, digest)]
+        in_round = accounts.sent[holder, commit.round]
+        matching = [one for one in in_round if one.update_digest == digest]
         if not matching:
-            others = [one.update_digest for _, one in sent.get(holder, ()) if one.round == commit.round]
+            others = [one.update_digest for one in in_round]
             said = f"its log says {', '.join(others)}" if others else "its log has no update in this round"
             report(f"{entry}: commits update {digest} of holder {holder}, but {said}")
             continue
         holds = {one.hold_id for one in matching}
         if not any(
-            (one.holder, one.round, one.update_digest) == (holder, commit.round, digest) and one.hold_id in holds
-            for at, one in received
+            came.update_digest == digest and came.hold_id in holds
+            for at, came in accounts.received[holder, commit.round]
             if at.position < entry.position
         ):
             report(f"{entry}: commits an update of holder {holder} that the coordinator did not record receiving")
     for holder in sorted(evidence.plan.holders):
-        if holder not in commit.cohort:
-            _check_left_out(evidence, entry, commit, holder, report)
+        if holder not in cohort:
+            _check_left_out(accounts, entry, commit, holder, report)
         elif holder in commit.refused:
             report(f"{entry}: holder {holder} stands both in the cohort and among the refusals")
 
 
-def _check_left_out(evidence: Evidence, entry: Entry, commit: RoundCommitted, holder: str, report: Report) -> None:
-    denials = _denials(evidence, holder, commit.round)
-    was_refused = any(
-        (one.holder, one.round) == (holder, commit.round) for _, one in select(evidence.of_run, UpdateRefused)
-    )
+def _check_left_out(accounts: _Accounts, entry: Entry, commit: RoundCommitted, holder: str, report: Report) -> None:
+    denials = accounts.denials[holder, commit.round]
+    was_refused = (holder, commit.round) in accounts.refused
     if not denials and not was_refused:
         report(f"{entry}: holder {holder} is not in the cohort, and no log has a denial or a refused update to say why")
     elif denials and not was_refused:
@@ -149,25 +179,6 @@ def _check_left_out(evidence: Evidence, entry: Entry, commit: RoundCommitted, ho
         made_up = sorted(set(commit.refused.get(holder, ())) - known)
         if made_up:
             report(f"{entry}: holder {holder} is said to fail {', '.join(made_up)}; its decisions do not say so")
-
-
-def _denials(evidence: Evidence, holder: str, round_number: int) -> list[list[str]]:
-    own = evidence.holders[holder].log.entries if holder in evidence.holders else ()
-    documents = [one.decision for at, one in select(own, HolderDecision) if _is_of(at, evidence, round_number)]
-    documents += [
-        one.decision
-        for at, one in select(evidence.of_run, CoordinatorDecision)
-        if one.holder == holder and _is_of(at, evidence, round_number)
-    ]
-    return [
-        [str(failed["clause"]) for failed in document["failed"]]
-        for document in documents
-        if document.get("effect") == "deny"
-    ]
-
-
-def _is_of(entry: Entry, evidence: Evidence, round_number: int) -> bool:
-    return entry.record.run == evidence.run_id and entry.record.round == round_number
 
 
 def _check_answered(
@@ -193,7 +204,7 @@ def _check_answered(
                 report(f"{entry}: the coordinator recorded another update for hold {one.hold_id}")
             seen.add(one.hold_id)
         _check_unsent(evidence.holders[holder].log.entries, seen, report)
-    cohorts = {commit.round: commit.cohort for _, commit in commits}
+    cohorts = {commit.round: set(commit.cohort) for _, commit in commits}
     for entry, came in received:
         excused = (came.holder, came.round) in refused or any(
             at.position > entry.position and again.from_round <= came.round for at, again in resumed
@@ -221,12 +232,12 @@ def _check_unheard(
     resumed: Sequence[tuple[Entry, Resumed]],
     report: Report,
 ) -> None:
+    heard: dict[_HolderRound, list[int]] = defaultdict(list)
+    for at, came in received:
+        heard[came.holder, came.round].append(at.position)
     for entry, one in select(evidence.of_run, UpdateRefused):
         since = max((at.position for at, _ in resumed if at.position < entry.position), default=0)
-        if one.code == _UNHEARD and any(
-            since <= at.position < entry.position and (came.holder, came.round) == (one.holder, one.round)
-            for at, came in received
-        ):
+        if one.code == _UNHEARD and any(since <= at < entry.position for at in heard[one.holder, one.round]):
             report(f"{entry}: says that holder {one.holder} was not heard, after its update was recorded as received")
 
 
