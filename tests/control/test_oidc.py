@@ -6,7 +6,7 @@ import httpx
 import pytest
 from oidc_issuer import CLIENT_SECRET
 
-from ringfence_policy.errors import DocumentInvalid
+from ringfence_policy.errors import DocumentInvalid, UsageError
 from ringfence_server.control.actor import Role
 from ringfence_server.control.oidc import Attempt, IdentityProvider, ProviderFault, SignInRefused
 
@@ -166,6 +166,15 @@ def test_a_provider_by_plain_http_on_another_machine_is_not_used(tmp_path):
         'issuer = "http://sso.example.org"\nclient_id = "x"\n[[roles]]\nvalue = "a"\nrole = "regulator"\n'
     )
     with pytest.raises(ProviderFault, match="https"):
+        IdentityProvider.from_file(tmp_path / "oidc.toml", address=ADDRESS)
+
+
+@pytest.mark.parametrize("kept", [None, b"\xff"], ids=["missing", "no text"])
+def test_a_secret_that_cannot_be_read_is_said_by_its_place(tmp_path, issuer, kept):
+    if kept is not None:
+        (tmp_path / "secret").write_bytes(kept)
+    (tmp_path / "oidc.toml").write_text(issuer.toml(ROLES, secret_file="secret"))  # noqa: S106 -- a file's name
+    with pytest.raises(UsageError, match="secret cannot be read"):
         IdentityProvider.from_file(tmp_path / "oidc.toml", address=ADDRESS)
 
 

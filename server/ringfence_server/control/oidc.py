@@ -22,7 +22,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 from pydantic import Field, model_validator
 
-from ringfence_policy.errors import Fault, Refused
+from ringfence_policy.errors import Fault, Refused, UsageError
 from ringfence_policy.strict_toml import StrictDocument, read_toml
 from ringfence_server.control.actor import Actor, Role
 
@@ -120,11 +120,22 @@ class IdentityProvider:
 
         Raises:
             DocumentInvalid: It does not say what it must.
+            UsageError: The secret cannot be read.
         """
         file = read_toml(path, OidcFile)
         secret = None
         if file.client_secret_file is not None:
-            secret = (path.parent / file.client_secret_file).read_text().strip()
+            kept = path.parent / file.client_secret_file
+            try:
+                secret = kept.read_text().strip()
+            except (OSError, ValueError) as error:
+                raise UsageError(
+                    "the client's secret cannot be read",
+                    expected="a text file that this account may read",
+                    got=type(error).__name__,
+                    where=str(kept),
+                    next_step="write it there, or leave client_secret_file out for a public client",
+                ) from None
         return cls(file, secret=secret, redirect_uri=f"{address}/signin/return")
 
     def begin(self, attempt: Attempt) -> str:
