@@ -7,7 +7,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from api_server import OTHER, OWN, served_api
+from api_server import NOBODY, OTHER, OWN, served_api
 from control_plane import ADMINISTRATOR
 
 from ringfence_server.control.actor import Role
@@ -47,6 +47,28 @@ def test_every_error_is_a_problem_document(api, method, path, body, status, code
     assert (problem["status"], problem["code"]) == (status, code)
     assert problem["type"] == f"urn:ringfence:problem:{code}"
     assert problem["instance"] == f"urn:ringfence:request:{reply.headers['request-id']}"
+
+
+def test_a_file_that_is_no_plan_hides_none_that_is_and_is_there_to_be_mended(api):
+    site = api.plane.site.directory
+    (site / "plan-broken.toml").write_bytes(b"rounds = \xff")
+    (site / "plan-gone.toml").symlink_to("nowhere")
+    try:
+        found = {one["name"]: one for one in api.ask(Role.RESEARCHER, "GET", "/api/v1/plans").json()}
+    finally:
+        for name in ("plan-broken.toml", "plan-gone.toml"):
+            (site / name).unlink()
+    assert found["plan.toml"]["plan_id"] == "tree-study"
+    assert found["plan-broken.toml"]["title"] == "plan-broken.toml: no valid plan"
+    assert found["plan-broken.toml"]["text"].startswith("rounds = ")
+    assert (found["plan-gone.toml"]["plan_id"], found["plan-gone.toml"]["text"]) == ("", "")
+
+
+def test_what_no_provider_sends_is_refused_with_a_page_that_repeats_nothing_of_it(api):
+    reply = api.ask(NOBODY, "GET", "/signin/return", params={"state": "hunter2" * 1000, "code": "x"})
+    assert reply.status_code == 403
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "hunter2" not in reply.text
 
 
 def test_a_method_that_is_not_allowed_is_told_which_are(api):

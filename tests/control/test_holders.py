@@ -66,6 +66,21 @@ def test_use_is_suspended_lifted_and_revoked_with_a_reason(plane):
     assert plane.holders.stop(ELM, "elm", how="revoke", reason="withdrawn").standing == "revoked"
 
 
+def test_words_that_nobody_can_see_are_refused_on_a_page_too(plane):
+    unseen = "ok \u202eevil\x07"
+    run = plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, plane.runs.plans(COORDINATOR)[0].text).id)
+    proposal = plane.runs.propose(COORDINATOR, plane.runs.plans(COORDINATOR)[0].text).id
+    for ask in (
+        lambda: plane.holders.stop(ELM, "elm", how="suspend", reason=unseen),
+        lambda: plane.holders.answer(ELM, "elm", proposal, approves=False, note=unseen),
+        lambda: plane.runs.suspend(COORDINATOR, run.run_id, unseen),
+    ):
+        with pytest.raises(UsageError, match="nobody can see"):
+            ask()
+    assert plane.holders.view(ELM, "elm").standing == "stands"
+    wait_until(lambda: plane.runs.run(COORDINATOR, run.run_id).state is RunState.FINISHED)
+
+
 def test_an_officer_sees_what_was_used_and_decided_with_its_own_figures(ran):
     plane, run_id = ran
     (use,) = plane.holders.uses(ELM, "elm")

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse
 
-from ringfence_server.control import serve
+from ringfence_server.control import serve, starting
 from ringfence_server.control.api.problems import MEDIA_TYPE, answer, of_status
 from ringfence_server.control.limits import Limits
 from ringfence_server.control.serve import ControlServer
@@ -217,3 +217,13 @@ def test_a_line_break_in_a_request_makes_no_header_of_an_answer(port, way):
 
 def test_problem_documents_are_json(client):
     assert json.loads(client.get("/api/v1/none").content)["status"] == 404
+
+
+@pytest.mark.parametrize(
+    ("listen", "first"), [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000")], ids=["4", "6"]
+)
+def test_the_address_that_is_said_is_the_one_that_is_listened_on(listen, first):
+    place = starting.Place(listen=listen, port=8000, origins=(), certificate=None, key=None)
+    settings = ControlSettings(origins=starting._origins(place, 8000))
+    assert settings.address == first
+    assert first.removeprefix("http://") in settings.hosts

@@ -85,8 +85,10 @@ def test_without_signing_in_every_page_is_refused(room):
 
 
 def test_what_nobody_foresaw_is_said_without_a_word_of_it(room):
-    broken = room.workshop.directory / "plan-broken.toml"
-    broken.symlink_to("nowhere")
+    broken = room.workshop.directory / "holders" / "cleveland" / "kept.toml"
+    real = broken.with_name("holder.toml")
+    real.rename(broken)
+    real.symlink_to("nowhere")
     try:
         page = room.page("researcher", "/", wait=False)
         assert page.goto(room.workshop.address + "/preview").status == 500
@@ -96,7 +98,7 @@ def test_what_nobody_foresaw_is_said_without_a_word_of_it(room):
         assert "page_failed" in log
         assert "FileNotFoundError" in log
     finally:
-        broken.unlink()
+        broken.replace(real)
     page.close()
 
 

@@ -27,6 +27,16 @@ def store(url):
     opened.close()
 
 
+def test_no_other_account_of_the_machine_reads_the_database(tmp_path):
+    path = tmp_path / "control.db"
+    path.touch(mode=0o644)
+    opened = open_store(f"sqlite:///{path}")
+    with opened.write() as db:
+        db.add(proposal("one"))
+    assert {one.stat().st_mode & 0o777 for one in tmp_path.glob("control.db*")} == {0o600}
+    opened.close()
+
+
 def proposal(name):
     return ProposalRow(id=name, plan_id="p", title="t", plan="x", by="b", account="a", at=1)
 

@@ -30,6 +30,7 @@ from ringfence_server.control.views import (
     Reason,
     UseView,
 )
+from ringfence_server.control.words import check_words
 
 _UNITS = {"epsilon": MICRO, "delta": PICO, "rounds": 1}
 _MOST_REASON = 500
@@ -151,11 +152,12 @@ class HolderCases:
         Raises:
             NotKnown: There is no such holder, or it is another officer's.
             AtTheHolder: In a deployment.
-            UsageError: There is no reason, or it is none of the three.
+            UsageError: There is no reason, it holds what nobody can see, or it is none of the three.
         """
         self._own(actor, Act.STOP_USE, holder)
         if how != "resume" and not 1 <= len(reason.strip()) <= _MOST_REASON:
             raise UsageError("stopping needs a reason", expected=f"1 to {_MOST_REASON} characters, for all to read")
+        check_words(reason)
         self._site.desk(holder).stop(how, reason.strip())
         return self.view(actor, holder)
 
@@ -215,10 +217,12 @@ class HolderCases:
         Raises:
             NotKnown: There is no such holder or proposal, or it is another officer's.
             Conflict: A run of it was begun.
+            UsageError: The note is too long, or holds what nobody can see.
         """
         self._own(actor, Act.APPROVE, holder)
         if len(note) > _MOST_REASON:
             raise UsageError("a note is not that long", expected=f"at most {_MOST_REASON} characters")
+        check_words(note)
         with self._store.write() as db:
             if db.get(ProposalRow, proposal_id) is None:
                 raise NotKnown("there is no such proposal")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ringfence_policy.errors import Conflict, NotKnown, UsageError
+from ringfence_policy.errors import Conflict, DocumentInvalid, NotKnown, UsageError
 from ringfence_policy.vocabulary import PURPOSES
 from ringfence_server.control.access import AccessCases
 from ringfence_server.control.actor import Actor
@@ -32,6 +32,7 @@ from ringfence_server.control.views import (
     RunSummary,
     RunView,
 )
+from ringfence_server.control.words import check_words
 from ringfence_server.run_file import new_run_id
 
 WAITS, APPROVED, DECLINED, POLICY_DECIDES = "waits", "approved", "declined", "policy decides"
@@ -68,21 +69,22 @@ class RunCases:
         """Plans that lie in the site."""
         allow(actor, Act.SEE_PLANS)
         self._access.note_read(actor, "plans")
-        found = []
-        for name in self._site.plans():
-            text = self._site.plan_text(name)
+        return tuple(self._plan(name) for name in self._site.plans())
+
+    def _plan(self, name: str) -> PlanView:
+        text = self._site.plan_text(name)
+        try:
             plan = self._site.read_plan(text)
-            found.append(
-                PlanView(
-                    name=name,
-                    plan_id=plan.plan_id,
-                    title=plan.title,
-                    purpose=PURPOSES[plan.purpose].label,
-                    rounds=plan.training.rounds,
-                    text=text,
-                )
-            )
-        return tuple(found)
+        except DocumentInvalid:  # checking its text says what is wrong; the other plans are none the worse
+            return PlanView(name=name, plan_id="", title=f"{name}: no valid plan", purpose="", rounds=0, text=text)
+        return PlanView(
+            name=name,
+            plan_id=plan.plan_id,
+            title=plan.title,
+            purpose=PURPOSES[plan.purpose].label,
+            rounds=plan.training.rounds,
+            text=text,
+        )
 
     def preview(self, actor: Actor, text: str) -> tuple[HolderForecast, ...]:
         """Who would refuse a plan, why, and what change would make it pass. Uses no data and records nothing.
@@ -261,10 +263,12 @@ class RunCases:
         Raises:
             NotKnown: There is no such run.
             Conflict: It does not go on.
+            UsageError: There is no reason, or it holds what nobody can see.
         """
         allow(actor, Act.SUSPEND)
         if not reason.strip() or len(reason) > _MOST_REASON:
             raise UsageError("a suspension needs a reason", expected=f"1 to {_MOST_REASON} characters")
+        check_words(reason)
         with self._store.write() as db:
             row = _run_row(db, run_id)
             _refuse_unless(row, _SUSPENDABLE, "suspend")

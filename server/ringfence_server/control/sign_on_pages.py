@@ -125,6 +125,11 @@ def told(_request: Request, error: Exception) -> Response:
     )
 
 
+def unreadable(request: Request, _error: Exception) -> Response:
+    """The same page for what no provider sends. Nothing of it is repeated."""
+    return told(request, SignInRefused("this answer of a provider cannot be read", next_step="sign in again"))
+
+
 def _unknown_link() -> SignInRefused:
     return SignInRefused(
         "this link is not known, or was used already: each works once",

@@ -120,7 +120,7 @@ class Site(ABC):
         return {path.name: path for path in (self.directory / "plan.toml", *sorted(self.directory.glob("plan-*.toml")))}
 
     def plan_text(self, name: str) -> str:
-        """One of them.
+        """One of them, as far as it is text: empty where it cannot be read.
 
         Raises:
             NotKnown: There is none of that name.
@@ -128,7 +128,10 @@ class Site(ABC):
         path = self.plans().get(name)
         if path is None:
             raise NotKnown("there is no such plan here", expected=", ".join(self.plans()))
-        return path.read_text()
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
 
     def read_plan(self, text: str) -> PlanFile:
         """A plan from its text.

@@ -127,8 +127,10 @@ def _certificate(place: Place) -> tuple[Path, Path] | None:
 def _origins(place: Place, port: int) -> tuple[str, ...]:
     if place.origins:
         return place.origins
-    if place.listen in ("127.0.0.1", "::1") and place.certificate is None:
+    if place.listen == "127.0.0.1" and place.certificate is None:
         return local_origins(port)
+    if place.listen == "::1" and place.certificate is None:
+        return f"http://[::1]:{port}", f"http://localhost:{port}"
     raise UsageError(
         "browsers must be told apart from strangers by the name they call this control plane",
         expected="--origin https://... once for each name",

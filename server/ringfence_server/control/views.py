@@ -51,7 +51,7 @@ class HolderForecast(View):
 
 
 class PlanView(View):
-    """A plan that lies in the site, ready to be proposed."""
+    """A plan that lies in the site, ready to be proposed. Where the file is no valid plan, `plan_id` is empty."""
 
     name: str
     plan_id: str

@@ -46,7 +46,9 @@ def hold_workshop(directory: Path, *, scenario: str, port: int, pause_seconds: f
     if not (directory / "plan.toml").exists():
         copy_scenario(bundled_scenario(scenario), directory)
     # Opened for the life of the process: the last lines are about how it ended.
-    set_up_logs((directory / _LOG).open("a", encoding="utf-8"))
+    log = directory / _LOG
+    log.touch(mode=0o600)
+    set_up_logs(log.open("a", encoding="utf-8"))
     seats = seats_of(load_scenario(directory).holders)
     server = ControlServer(port=port)
     try:

@@ -36,7 +36,7 @@ from ringfence_server.control.observed import Observed
 from ringfence_server.control.oidc import IdentityProvider
 from ringfence_server.control.plane import ControlPlane
 from ringfence_server.control.settings import ControlSettings
-from ringfence_server.control.sign_on_pages import sign_on_pages, told
+from ringfence_server.control.sign_on_pages import sign_on_pages, told, unreadable
 from ringfence_server.control.sign_on_store import SignOnStore
 from ringfence_server.control.signon import SignOn
 from ringfence_server.control.site_figures import site_figures
@@ -74,6 +74,7 @@ def create_app(
         one.state.standing, one.state.metrics, one.state.feeds = standing, metrics, feeds
     app.include_router(sign_on_pages(sign_on, settings, provider))
     app.add_exception_handler(RingfenceError, told)
+    app.add_exception_handler(RequestValidationError, unreadable)
     # The last one added is the outermost.
     app.add_middleware(_Doors, api=api)
     app.add_middleware(SignOn, settings=settings, credentials=credentials)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 from ringfence_server.control.actor import Actor
 from ringfence_server.control.plane import ControlPlane
 from ringfence_server.control.signon import signed_in
+from ringfence_server.control.words import CONTROLS
 
 # Ids are short and plain. Anything else is no id, and gets as far as a pattern.
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -26,14 +27,9 @@ RunId = Annotated[str, Path(description="A run's id.", pattern=ID_PATTERN)]
 HolderId = Annotated[str, Path(description="A data holder's id.", pattern=ID_PATTERN)]
 ProposalId = Annotated[str, Path(description="A proposal's id.", pattern=ID_PATTERN)]
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
-# What one person writes for others to read. Control characters are left out but for tabs and line ends (PostgreSQL
-# keeps no NUL), and so are those that turn the direction of what follows: text must not look like another text.
-_CONTROLS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069"
-Words = Annotated[str, StringConstraints(max_length=500, pattern=rf"^[^{_CONTROLS}]*$")]
-ONE_LINE = rf"^[^{_CONTROLS}\t\r\n]*[^{_CONTROLS}\s][^{_CONTROLS}\t\r\n]*$"
-NotBlank = Annotated[
-    str, StringConstraints(max_length=500, pattern=rf"^[^{_CONTROLS}]*[^{_CONTROLS}\s][^{_CONTROLS}]*$")
-]
+Words = Annotated[str, StringConstraints(max_length=500, pattern=rf"^[^{CONTROLS}]*$")]
+ONE_LINE = rf"^[^{CONTROLS}\t\r\n]*[^{CONTROLS}\s][^{CONTROLS}\t\r\n]*$"
+NotBlank = Annotated[str, StringConstraints(max_length=500, pattern=rf"^[^{CONTROLS}]*[^{CONTROLS}\s][^{CONTROLS}]*$")]
 
 
 def _whole(found: object) -> object:

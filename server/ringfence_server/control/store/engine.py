@@ -1,7 +1,8 @@
 """Opens the control plane's database, brings its tables up to date, and hands out short transactions."""
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -101,6 +102,7 @@ def open_store(url: str) -> Store:
             next_step="leave --database out to keep a SQLite file beside the runs",
         )
     if parsed.drivername == "sqlite":
+        _make_private(parsed.database)
         engine = create_engine(parsed, connect_args={"timeout": 30}, pool_size=20)
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -118,6 +120,19 @@ def open_store(url: str) -> Store:
     store = Store(engine)
     store.migrate()
     return store
+
+
+def _make_private(path: str | None) -> None:
+    """Let no other account of this machine read what lies there; SQLite gives its other files the same mode."""
+    if not path or path == ":memory:":
+        return
+    try:
+        # One that is there is not opened: closing it would drop the locks that this process holds on it.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        Path(path).chmod(0o600)
+    except OSError as error:
+        raise StoreFault("the control plane's database cannot be used", got=error.strerror) from None
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
