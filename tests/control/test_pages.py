@@ -6,15 +6,13 @@ import re
 import pytest
 from playwright.sync_api import expect
 from workshop_room import (
-    NARROW,
     PATIENCE_MS,
-    WIDE,
     ended,
+    faults_of_look,
     installed_browser,
     open_room,
     open_workshop,
     propose,
-    serious_findings,
     start,
 )
 
@@ -312,11 +310,7 @@ def test_no_page_has_a_serious_finding_or_scrolls_sideways(room, finished, theme
         ("administrator", "/my-data"),
     ):
         page = room.page(role, path)
-        assert serious_findings(page, theme=theme) == [], (role, path)
-        for size in (WIDE, NARROW):
-            page.set_viewport_size(size)
-            width = page.evaluate("document.documentElement.scrollWidth")
-            assert width <= size["width"], (role, path, width)
+        assert faults_of_look(page, theme=theme) == [], (role, path)
         page.close()
 
 

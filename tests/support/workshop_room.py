@@ -117,16 +117,22 @@ def open_room(workshop: Workshop) -> Iterator[Room]:
             browser.close()
 
 
-def serious_findings(page: Page, *, theme: str) -> list[tuple[str, list[str]]]:
-    """What axe calls serious or worse on a page with everything on it unfolded: rule, and where."""
+def faults_of_look(page: Page, *, theme: str) -> list[tuple[str, list[str]]]:
+    """What axe calls serious or worse, rule and where, with everything unfolded; and widths that it does not fit."""
     page.emulate_media(color_scheme=theme, reduced_motion="reduce")
     page.locator("details").evaluate_all("all => all.forEach(one => one.open = true)")
     page.evaluate(AXE.read_text())
-    return [
+    found = [
         (one["id"], [node["html"][:200] for node in one["nodes"][:3]])
         for one in page.evaluate("axe.run()")["violations"]
         if one["impact"] in ("serious", "critical")
     ]
+    for size in (WIDE, NARROW):
+        page.set_viewport_size(size)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width > size["width"]:
+            found.append(("scrolls sideways", [f"{width} in {size['width']} pixels"]))
+    return found
 
 
 def propose(room: Room, *, plan: str = "plan.toml", rounds: int | None = None) -> None:
