@@ -82,24 +82,6 @@ def test_without_signing_in_every_page_is_refused(room):
     context.close()
 
 
-def test_what_nobody_foresaw_is_said_without_a_word_of_it(room):
-    broken = room.workshop.directory / "holders" / "cleveland" / "kept.toml"
-    real = broken.with_name("holder.toml")
-    real.rename(broken)
-    real.symlink_to("nowhere")
-    try:
-        page = room.page("researcher", "/", wait=False)
-        assert page.goto(room.workshop.address + "/preview").status == 500
-        assert page.get_by_role("heading").inner_text() == "The control plane failed"
-        assert str(room.workshop.directory) not in page.content()
-        log = (room.workshop.directory / "control.log").read_text()
-        assert "page_failed" in log
-        assert "FileNotFoundError" in log
-    finally:
-        broken.replace(real)
-    page.close()
-
-
 @pytest.mark.parametrize("role", ROOMS)
 def test_a_role_is_shown_the_rooms_that_it_may_use_and_refused_the_others(room, role):
     page = room.page(role)
