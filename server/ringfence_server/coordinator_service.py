@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import DeploymentFault, ScenarioBusy
 from ringfence_server.deployment import Deployment, now_utc, prepare_transport
 from ringfence_server.front_server import FrontServer
+from ringfence_server.interruption import handled_by
 from ringfence_server.occupation import is_locked
 from ringfence_server.registry import Registry
 from ringfence_server.superlink import SuperLink
@@ -171,16 +171,8 @@ def _serving(deployment: Deployment) -> Iterator[None]:
 def _told_to_end() -> Iterator[threading.Event]:
     """An event that SIGTERM and SIGINT set."""
     end = threading.Event()
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        end.set()
-
-    before = {one: signal.signal(one, note) for one in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled_by(lambda *_: end.set(), signal.SIGTERM, signal.SIGINT):
         yield end
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _write_status(deployment: Deployment, state: str, members: Mapping[str, object]) -> None:

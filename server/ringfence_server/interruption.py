@@ -1,10 +1,20 @@
-"""Being interrupted: SIGTERM taken for Ctrl-C, and both held back from what must not be left half done."""
+"""Being interrupted: who hears of Ctrl-C and SIGTERM while a block runs, at once or when it is through."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+
+
+@contextmanager
+def handled_by(handler: Callable[..., object], *kinds: signal.Signals) -> Iterator[None]:
+    """Let signals of these kinds go to a handler for the length of the block."""
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handles in before.items():
+            signal.signal(kind, handles)
 
 
 @contextmanager
@@ -13,11 +23,8 @@ def termination_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with handled_by(signal.default_int_handler, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -30,15 +37,9 @@ def uninterrupted() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-
-    def keep(number: int, _: FrameType | None) -> None:
-        came.append(number)
-
-    before = {kind: signal.signal(kind, keep) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with handled_by(lambda kind, _: came.append(kind), signal.SIGINT, signal.SIGTERM):
+            yield
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)
+        for kind in came[:1]:
+            signal.raise_signal(kind)

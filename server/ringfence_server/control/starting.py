@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import typer
 from fastapi import FastAPI
@@ -24,6 +23,7 @@ from ringfence_server.control.plane import open_plane
 from ringfence_server.control.serve import ControlServer
 from ringfence_server.control.settings import ControlSettings, local_origins
 from ringfence_server.control.sign_on_store import SignOnStore
+from ringfence_server.interruption import handled_by
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def serving(
     try:
         plane.start()
         sign_on = SignOnStore(plane.store, settings)
-        with _ended_by_signals():
+        # Ctrl-C and a service manager's stop end it in order, so that what was started is ended too.
+        with handled_by(lambda *_: sys.exit(0), signal.SIGINT, signal.SIGTERM):
             app = create_app(plane, settings, sign_on=sign_on, provider=provider)
             mount_pages(app, plane, good=StoredCredentials(plane.access, sign_on).good)
             yield Served(app, sign_on)
@@ -140,18 +141,3 @@ def _origins(place: Place, port: int) -> tuple[str, ...]:
 
 def _say(address: str, port: int, *, as_json: bool) -> None:
     typer.echo(json.dumps({"address": address, "port": port}) if as_json else f"The control plane is at {address}")
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let Ctrl-C and a service manager's stop end the block in order, so that what was started is ended too."""
-
-    def end(*_: object) -> NoReturn:
-        sys.exit(0)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
