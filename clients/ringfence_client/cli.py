@@ -84,9 +84,9 @@ def peer(
     """Get to know another data holder, once its thumbprint was compared. Only these count towards min_holders."""
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.peers import known_peers, meet_peers  # noqa: PLC0415
-    from ringfence_policy.comparing import compare  # noqa: PLC0415
     from ringfence_policy.errors import UsageError  # noqa: PLC0415
     from ringfence_policy.identity import PublicKey  # noqa: PLC0415
+    from ringfence_policy.thumbprints import compare  # noqa: PLC0415
 
     home = _set_up_home(HolderHome(directory))
     try:

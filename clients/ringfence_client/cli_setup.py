@@ -176,7 +176,7 @@ def join(
     from ringfence_client.holder_view import refuse_without_state  # noqa: PLC0415
     from ringfence_client.home import HolderHome  # noqa: PLC0415
     from ringfence_client.joining import is_known, keep, letter_document, read_invitation  # noqa: PLC0415
-    from ringfence_policy.comparing import compare  # noqa: PLC0415
+    from ringfence_policy.thumbprints import compare  # noqa: PLC0415
 
     home = HolderHome(directory)
     refuse_without_state(home)

@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ringfence_policy.comparing import compare
 from ringfence_policy.errors import DeploymentFault, TrustRefused, UsageError
 from ringfence_policy.letters import Registration, read_letter
+from ringfence_policy.thumbprints import compare
 from ringfence_server.deployment import (
     Deployment,
     init_deployment,

@@ -9,7 +9,7 @@ from tiny_run import TinyRun
 
 from ringfence_client import cli_setup
 from ringfence_client.home import HolderHome
-from ringfence_policy import comparing
+from ringfence_policy import thumbprints
 from ringfence_policy.cli import LIBRARY
 from ringfence_policy.identity import SigningKey
 from ringfence_policy.letters import Registration
@@ -250,7 +250,7 @@ def test_nobody_joins_without_comparing(oak, letter):
 
 @pytest.mark.parametrize(("said", "is_kept"), [("y\n", True), ("n\n", False)])
 def test_a_person_at_a_terminal_compares_and_says_so(oak, letter, monkeypatch, said, is_kept):
-    monkeypatch.setattr(comparing, "is_asked", lambda: True)
+    monkeypatch.setattr(thumbprints, "is_asked", lambda: True)
     result = node("join", oak, letter(), said=said)
     assert result.exit_code == (0 if is_kept else 3)
     assert COORDINATOR_ROOT.public().thumbprint in result.output
@@ -280,7 +280,7 @@ def test_a_peer_is_kept_by_the_thumbprint_that_it_read_out_and_by_no_other(oak, 
 
 @pytest.mark.parametrize(("said", "is_kept"), [("y\n", True), ("n\n", False)])
 def test_a_person_at_a_terminal_compares_a_peers_thumbprint(oak, elm_root, monkeypatch, said, is_kept):
-    monkeypatch.setattr(comparing, "is_asked", lambda: True)
+    monkeypatch.setattr(thumbprints, "is_asked", lambda: True)
     result = node("peer", oak, "elm", elm_root, said=said)
     assert OTHER_ROOT.public().thumbprint in result.output
     assert (result.exit_code == 0) is is_kept

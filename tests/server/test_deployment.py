@@ -180,7 +180,7 @@ def test_a_holder_is_registered_once_its_thumbprint_was_compared(place, letter):
 
 @pytest.mark.parametrize(("answer", "code"), [("n\n", 3), ("\n", 3), ("y\n", 0)])
 def test_a_person_at_a_terminal_is_shown_the_thumbprint_and_asked(place, letter, monkeypatch, answer, code):
-    monkeypatch.setattr("ringfence_policy.comparing.is_asked", lambda: True)
+    monkeypatch.setattr("ringfence_policy.thumbprints.is_asked", lambda: True)
     found, text = say("coordinator", "register", place, letter, fed=answer)
     assert found == code
     assert OAK.root.public().thumbprint in text
