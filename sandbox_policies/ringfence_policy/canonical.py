@@ -3,21 +3,19 @@
 Signed documents hold no floats: numbers with fractions are integers in a stated unit (micro-epsilon, pico-delta) or
 decimal strings. RFC 8785 would accept floats, but two readers may round them differently.
 
-Without floats, and with keys in ASCII, the standard library's encoder writes exactly RFC 8785's bytes, fifty times as
-fast as the pure-Python reference; any other document goes to the reference. The tests hold the two against each other.
+Without floats, and with keys in ASCII, orjson writes exactly RFC 8785's bytes, hundreds of times as fast as the
+pure-Python reference; any other document goes to the reference. The tests hold the two against each other.
 """
 
 import hashlib
-import json
 from typing import Any
 
+import orjson
 import rfc8785
 
 from ringfence_policy.errors import TrustRefused
 
 MAX_SAFE_INTEGER = 2**53 - 1
-
-_WRITE = json.JSONEncoder(ensure_ascii=False, check_circular=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def encode(value: Any) -> bytes:
@@ -27,11 +25,10 @@ def encode(value: Any) -> bytes:
         TypeError: `value` holds a float or something JSON has no form for.
         ValueError: An integer lies outside +-(2**53 - 1), which RFC 8785 cannot carry exactly.
     """
+    has_ascii_keys = _has_ascii_keys(value)
     try:
-        if _has_ascii_keys(value):
-            return _WRITE(value).encode()
-        return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if has_ascii_keys else rfc8785.dumps(value)
+    except (orjson.JSONEncodeError, rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
         raise ValueError(f"cannot be written as canonical JSON: {error}") from error
 
 
@@ -43,7 +40,7 @@ def decode(data: bytes) -> Any:
     """
     try:
         # A repeated key is gone when the value is written again, so the comparison below finds it.
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = orjson.loads(data)
         canonical = encode(value)
     except (ValueError, TypeError, RecursionError) as error:
         raise TrustRefused(
@@ -93,7 +90,3 @@ def _are_ascii(members: dict[Any, Any]) -> bool:
         if not key.isascii():
             ascii_keys = False
     return ascii_keys
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

@@ -22,6 +22,10 @@ DOORS = {
         {"ringfence_policy.identity", "ringfence_server.control.oidc"},
         "only identity.py signs and verifies: call sign() or open_signed(); oidc.py reads a provider's tokens",
     ),
+    "orjson": (
+        {"ringfence_policy.canonical"},
+        "it writes floats and dataclasses, which canonical.py refuses: call canonical.encode()",
+    ),
     "rfc8785": ({"ringfence_policy.canonical"}, "only canonical.py fixes bytes: call canonical.encode()"),
     "cryptography": (
         {"ringfence_policy.identity", "ringfence_policy.transport_keys", "ringfence_client.noise"},
