@@ -35,11 +35,13 @@ from opacus import PrivacyEngine
 from torch import nn
 
 from cohort_task import BATCH, FEATURES, LEARNING_RATE, MECHANISM, RECORDS, STEPS, make_holders, make_jobs
-from ringfence_client.cohort_kernel import HolderSteps, Kernel, TorchKernel, best_kernel
+from ringfence_client.cohort_kernel import HolderSteps, Kernel, best_kernel
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import Arrays, build_module, initial_arrays, read_arrays, write_arrays
+from ringfence_client.models import Arrays, initial_arrays
+from ringfence_client.modules import build_module, read_arrays, write_arrays
 from ringfence_client.noise import SecureNoise
+from ringfence_client.torch_kernel import TorchKernel
 from where_measured import environment
 
 MODEL: Final[Mapping[str, Any]] = {"kind": "mlp", "hidden": (64, 64), "seed": 0}

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 
 from cohort_task import FEATURES, STEPS, make_holders, make_jobs
-from ringfence_client.cohort_kernel import CompiledKernel, Kernel, TorchKernel
+from ringfence_client.cohort_kernel import CompiledKernel, Kernel
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.compiled import load_library
 from ringfence_client.datasource import HolderData
 from ringfence_client.models import Arrays, initial_arrays
 from ringfence_client.noise import RehearsalNoise, SecureNoise
+from ringfence_client.torch_kernel import TorchKernel
 from where_measured import environment
 
 AGREED: Final = 1e-5

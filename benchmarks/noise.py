@@ -24,7 +24,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from ringfence_client.noise import SecureNoise, snapped
-from ringfence_client.normals import TorchBoxMuller, best_transform
+from ringfence_client.normals import best_transform
+from ringfence_client.torch_normals import TorchBoxMuller
 from where_measured import environment
 
 OURS = "ours: AES-256, Box-Muller in float64"

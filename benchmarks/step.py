@@ -26,7 +26,8 @@ from torch import nn
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
 from ringfence_client.cohort_trainer import SUPPORTED, CohortTrainer
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import build_module, code_digest, initial_arrays
+from ringfence_client.models import code_digest, initial_arrays
+from ringfence_client.modules import build_module
 from ringfence_client.noise import RehearsalNoise, SecureNoise
 from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.sampling import poisson_sample

@@ -26,7 +26,7 @@ _TRIAL_TOLERANCE: Final = 1e-3
 class BookKeptModel:
     """A module whose trainable parameters lie in one flat tensor, with taps at the layers that own them.
 
-    Building it leaves the parameters at made-up values: set them with `models.write_arrays`.
+    Building it leaves the parameters at made-up values: set them with `modules.write_arrays`.
 
     Args:
         module: The module, which becomes this object's own; in training mode afterwards.

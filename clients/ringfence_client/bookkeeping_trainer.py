@@ -13,11 +13,12 @@ from torch import nn
 
 from ringfence_client.bookkeeping import BookKeptModel
 from ringfence_client.layer_gradients import Units
-from ringfence_client.models import build_module, write_arrays
 from ringfence_client.module_chance import module_chance
+from ringfence_client.modules import build_module, finite_arrays, write_arrays
 from ringfence_client.noise import NoiseSource, snapped
+from ringfence_client.normals import Float64Array
 from ringfence_client.sampling import Draw, draw
-from ringfence_client.trainer import ROUNDING_ROOM, TrainingJob, finite_arrays
+from ringfence_client.trainer import ROUNDING_ROOM, TrainingJob
 from ringfence_client.workroom import AppliedPrivacy, TrainedUpdate
 from ringfence_policy.mechanism import DpMechanism
 
@@ -46,7 +47,7 @@ class PrivateSum:
         self._numbers = numbers
         self._noise = noise
         self._clipped_to = 0.0
-        self._drawn: tuple[float, list[torch.Tensor]] = (0.0, [])
+        self._drawn: tuple[float, list[Float64Array]] = (0.0, [])
 
     def factors(self, norms: torch.Tensor) -> torch.Tensor:
         """What units with these norms are multiplied with: float32 of the same shape, at most 1."""
@@ -62,11 +63,13 @@ class PrivateSum:
         clipped_to = max(self._clipped_to, self.clipping_norm)  # where nothing was drawn, nothing was clipped
         self._clipped_to = 0.0
         stddev = self.noise_multiplier * clipped_to
-        noised = snapped(self._next_noise(stddev).add_(total), stddev=stddev)
+        noise = self._next_noise(stddev)
+        noise += total.numpy()
+        noised = torch.from_numpy(snapped(noise, stddev=stddev))
         self.applied.append((clipped_to, self.noise_multiplier))
         return noised
 
-    def _next_noise(self, stddev: float) -> torch.Tensor:
+    def _next_noise(self, stddev: float) -> Float64Array:
         """One step's noise. Small models draw that of many steps at once, which is the same noise at less cost."""
         if self._drawn[0] != stddev or not self._drawn[1]:
             left = self._steps - len(self.applied)

@@ -6,6 +6,7 @@ get alone from any other trainer with the same draws; tests/conformance holds al
 """
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +15,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from ringfence_client.cohort_kernel import Float32Array, HolderSteps, Kernel, best_kernel
-from ringfence_client.models import initial_arrays
+from ringfence_client.models import BUILT_IN, initial_arrays
 from ringfence_client.noise import snapping_grid
 from ringfence_client.sampling import draw_steps
 from ringfence_client.trainer import ROUNDING_ROOM, TrainingFault, TrainingJob
 from ringfence_client.workroom import AppliedPrivacy, TrainedUpdate, check_arrays
 from ringfence_policy.errors import DocumentInvalid
-
-SUPPORTED: Final = ("logistic-regression", "mlp")
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class CohortTrainer:
         """Train every job: see `Trainer.train`.
 
         Raises:
-            DocumentInvalid: A model is not one of `SUPPORTED`.
+            DocumentInvalid: A model is not one of the built-in ones.
         """
         groups: dict[_Architecture, list[int]] = defaultdict(list)
         for position, job in enumerate(jobs):
@@ -73,7 +71,7 @@ class CohortTrainer:
         chunks = [training[start : start + size] for start in range(0, len(training), size)]
         # A source of noise is no thread's but one's: two jobs that share one are trained one after the other.
         has_own = len({id(job.noise) for job in jobs}) == len(jobs)
-        threads = min(torch.get_num_threads(), len(chunks)) if has_own and size == 1 else 1
+        threads = min(_threads(), len(chunks)) if has_own and size == 1 else 1
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(lambda chunk: self._train_chunk(widths, chunk), chunks))
@@ -119,7 +117,7 @@ class _Training:
         bound, rate = mechanism.clipping_norm, mechanism.sampling_rate
         stddev = mechanism.noise_multiplier * bound
         drawn = draw_steps(job.data, unit=mechanism.unit, sampling_rate=rate, noise=job.noise, steps=steps)
-        noise = job.noise.normal((steps, len(self._weights)), stddev=stddev).numpy()
+        noise = job.noise.normal((steps, len(self._weights)), stddev=stddev)
         self._applied.add((bound, mechanism.noise_multiplier, rate))
         return HolderSteps(
             features=job.data.features,
@@ -171,18 +169,24 @@ class _Training:
 
 @lru_cache(maxsize=64)
 def _shapes(architecture: _Architecture) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the module's parameters, in its order. A module is built for that, though not every round."""
+    """Names and shapes of the model's parameters, in its order."""
     features, *hidden, _ = architecture.widths
     arrays = initial_arrays({"kind": architecture.kind, "hidden": hidden}, features)
     return {name: array.shape for name, array in arrays.items()}
 
 
+def _threads() -> int:
+    """As many as any library here would start: who wants fewer says so in OMP_NUM_THREADS."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) else os.cpu_count() or 1
+
+
 def _architecture(model: Mapping[str, Any], feature_count: int) -> _Architecture:
     kind = model.get("kind")
-    if kind not in SUPPORTED:
+    if kind not in BUILT_IN:
         raise DocumentInvalid(
             "the cohort trainer does not know this model",
-            expected=f"kind = {' or '.join(map(repr, SUPPORTED))}",
+            expected=f"kind = {' or '.join(map(repr, BUILT_IN))}",
             got=repr(kind),
             where="[model]",
             next_step="train it with the trainer 'book-keeping' or 'opacus'",

@@ -3,68 +3,27 @@
 A model spec is the plan's [model] table as a mapping: `kind`, and `hidden`, `seed`, `path`, `code_digest` where the
 kind has them. Whatever the kind, a model takes float32 features of shape (rows, features), gives one logit per row,
 and is trained through its parameters alone: what a module keeps in buffers never leaves the holder.
+
+What the built-in models are stands here, in numpy: whoever starts, trains or measures one does without torch, which
+takes a second and 200 MB. `modules` builds any of the three for torch.
 """
 
-import hashlib
 import importlib.util
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
-from ringfence_client.workroom import check_arrays
 from ringfence_policy import canonical
-from ringfence_policy.errors import DocumentInvalid, TrustRefused
+from ringfence_policy.errors import DocumentInvalid
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
-
-class _OneLogit(nn.Module):
-    """Drop the last dimension of a module that gives shape (rows, 1)."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.layers(features)
-        return logits.squeeze(-1)
-
-
-def build_module(model: Mapping[str, Any], feature_count: int) -> nn.Module:
-    """Build the module a spec names, with its initial parameters.
-
-    Args:
-        model: The plan's [model] table.
-        feature_count: How many features a row has.
-
-    Returns:
-        A module on the CPU. The same spec gives the same parameters, on this version of torch.
-
-    Raises:
-        DocumentInvalid: The spec names no known kind, or a module that cannot be found, built or trained privately.
-        TrustRefused: The module's source is not what the spec's `code_digest` names.
-    """
-    kind = model.get("kind")
-    seed = int(model.get("seed", 0))
-    # The plan's seed makes the start repeatable, and the process's own generator is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if kind == "logistic-regression":
-            return _logistic_regression(feature_count)
-        if kind == "mlp":
-            return _mlp([feature_count, *model.get("hidden", ())], seed=seed)
-        if kind == "module":
-            return _own_module(model, feature_count)
-    raise DocumentInvalid(
-        "unknown model", expected="kind = 'logistic-regression', 'mlp' or 'module'", got=repr(kind), where="[model]"
-    )
+BUILT_IN: Final = ("logistic-regression", "mlp")
 
 
 def initial_arrays(model: Mapping[str, Any], feature_count: int) -> Arrays:
@@ -75,37 +34,42 @@ def initial_arrays(model: Mapping[str, Any], feature_count: int) -> Arrays:
         feature_count: How many features a row has.
 
     Returns:
-        One float32 array per parameter, by name, in the module's own order.
+        One float32 array per parameter, by name, in the module's own order. Those of the built-in models are the same
+        everywhere; those of a module, on the same version of torch.
 
     Raises:
-        DocumentInvalid: See `build_module`.
-        TrustRefused: See `build_module`.
+        DocumentInvalid: The spec names no known kind, or a module that cannot be found, built or trained privately.
+        TrustRefused: The module's source is not what the spec's `code_digest` names.
     """
-    return read_arrays(build_module(model, feature_count))
+    kind = model.get("kind")
+    if kind == "logistic-regression":
+        return {
+            "layers.weight": np.zeros((1, feature_count), np.float32),
+            "layers.bias": np.zeros(1, np.float32),
+        }
+    if kind == "mlp":
+        return _mlp([feature_count, *model.get("hidden", ()), 1], seed=int(model.get("seed", 0)))
+    if kind == "module":
+        from ringfence_client.modules import build_module, read_arrays  # noqa: PLC0415 -- torch
+
+        return read_arrays(build_module(model, feature_count))
+    raise unknown_model(kind)
 
 
-def read_arrays(module: nn.Module) -> Arrays:
-    """Copy a module's parameters out, float32 by name."""
-    return {
-        name: parameter.detach().to(torch.float32).cpu().numpy().copy() for name, parameter in module.named_parameters()
-    }
+def trained_names(model: Mapping[str, Any], feature_count: int) -> list[str]:
+    """Names of the parameters that training changes, in order. Raises as `initial_arrays` does."""
+    if model.get("kind") != "module":
+        return list(initial_arrays(model, feature_count))
+    from ringfence_client.modules import build_module  # noqa: PLC0415 -- torch
+
+    module = build_module(model, feature_count)
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def write_arrays(module: nn.Module, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Set a module's parameters.
-
-    Args:
-        module: The module to change.
-        arrays: One finite float32 array for each parameter, of its shape. From the coordinator: not trusted.
-
-    Raises:
-        TrustRefused: The arrays are not the module's; see `check_arrays`.
-    """
-    parameters = dict(module.named_parameters())
-    check_arrays(arrays, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.tensor(arrays[name]))
+def layers_of(arrays: Mapping[str, npt.NDArray[np.float32]]) -> list[tuple[str, str]]:
+    """Names of weight and bias of each linear layer of a built-in model, from features to logit."""
+    names = list(arrays)
+    return list(zip(names[::2], names[1::2], strict=True))
 
 
 def code_digest(path: str) -> str:
@@ -122,117 +86,15 @@ def code_digest(path: str) -> str:
     Raises:
         DocumentInvalid: No such module, or it has no source file.
     """
-    return canonical.digest_bytes(_source(path)[1]) if path else ""
+    return canonical.digest_bytes(source_of(path)[1]) if path else ""
 
 
-def _logistic_regression(feature_count: int) -> nn.Module:
-    linear = nn.Linear(feature_count, 1)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return _OneLogit(linear)
+def source_of(path: str) -> tuple[str, bytes]:
+    """Where the source file of a holder's own module lies, and its bytes. Runs nothing of it.
 
-
-def _mlp(sizes: list[int], *, seed: int) -> nn.Module:
-    """Linear layers with ReLU between them, uniform in +-1/sqrt(inputs), the same for every version of torch."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, [*sizes[1:], 1], strict=True):
-        linear = nn.Linear(inputs, outputs)
-        bound = 1.0 / math.sqrt(inputs)
-        with torch.no_grad():
-            for parameter in (linear.weight, linear.bias):
-                drawn = generator.uniform(-bound, bound, size=tuple(parameter.shape))
-                parameter.copy_(torch.from_numpy(drawn.astype(np.float32)))
-        layers += [linear, nn.ReLU()]
-    return _OneLogit(nn.Sequential(*layers[:-1]))
-
-
-def _own_module(model: Mapping[str, Any], feature_count: int) -> nn.Module:
-    path = str(model.get("path", ""))
-    origin, source = _source(path)
-    found, named = canonical.digest_bytes(source), str(model.get("code_digest", ""))
-    if named and named != found:
-        raise TrustRefused(
-            "the model's code is not the code that was approved",
-            expected=named,
-            got=found,
-            where=path,
-            next_step="install the approved version, or have the plan and the policies name this one",
-        )
-    class_name = path.partition(":")[2]
-    built = getattr(_execute(path, origin, source), class_name, None)
-    if not (isinstance(built, type) and issubclass(built, nn.Module)):
-        raise DocumentInvalid("the model is not a torch module", expected=f"a class '{class_name}'", where=path)
-    module = built(feature_count=feature_count)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise DocumentInvalid("the model has no parameters to train", where=path)
-    rows = torch.linspace(-1, 1, 3 * feature_count).reshape(3, feature_count)
-    _refuse_memory(module, rows, path)
-    return _OneLogit(module) if _gives_columns(module, rows, path) else module
-
-
-def _refuse_memory(module: nn.Module, rows: torch.Tensor, path: str) -> None:
-    """Refuse a module that keeps what it is shown: later steps would depend on rows whose traces nothing noised."""
-    before = [buffer.clone() for buffer in module.buffers()]
-    with torch.no_grad():
-        module(rows)
-    after = list(module.buffers())
-    if len(before) != len(after) or not all(map(torch.equal, before, after)):
-        raise DocumentInvalid(
-            "the model cannot be trained record by record",
-            expected="buffers that stay as they are while it trains",
-            got="a module that changes its buffers",
-            where=path,
-            next_step="replace batch normalisation by group or layer normalisation, and leave out buffers",
-        )
-
-
-def _gives_columns(module: nn.Module, rows: torch.Tensor, path: str) -> bool:
-    """Try the module on made-up rows: one logit each, and each the same with other rows beside it as alone."""
-    was_training = module.training
-    module.eval()
-    with torch.no_grad():
-        together = module(rows)
-        alone = [module(row[None]).flatten() for row in rows]
-    module.train(was_training)
-    shape = tuple(together.shape)
-    if shape not in {(3,), (3, 1)}:
-        raise DocumentInvalid(
-            "the model does not give one logit per row",
-            expected="shape (rows,) or (rows, 1)",
-            got=f"shape {shape} for 3 rows",
-            where=path,
-        )
-    if not (_agree(together.flatten(), torch.cat(alone)) and _keeps_rows_apart_in_training(module, rows)):
-        raise DocumentInvalid(
-            "the model lets records influence each other",
-            expected="a logit that depends on its own row alone",
-            got="another logit for the same row when other rows are beside it",
-            where=path,
-            next_step="take no mean, rank or attention over the rows: clipping each record would bound nothing",
-        )
-    return len(shape) > 1
-
-
-def _keeps_rows_apart_in_training(module: nn.Module, rows: torch.Tensor) -> bool:
-    """Whether in training, with the same chance, each row has the same logit whatever rows are beside it."""
-    was_training = module.training
-    module.train()
-    found = []
-    with torch.no_grad():
-        for row in (None, *range(len(rows))):
-            torch.manual_seed(0)
-            logits = module(rows if row is None else rows[row].repeat(len(rows), 1)).flatten()
-            found.append(logits if row is None else logits[row])
-    module.train(was_training)
-    return _agree(found[0], torch.stack(found[1:]))
-
-
-def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def _source(path: str) -> tuple[str, bytes]:
+    Raises:
+        DocumentInvalid: No such module, or it has no source file.
+    """
     module_name, colon, class_name = path.partition(":")
     if not (colon and module_name and class_name):
         raise DocumentInvalid(
@@ -253,13 +115,20 @@ def _source(path: str) -> tuple[str, bytes]:
     return spec.origin, Path(spec.origin).read_bytes()
 
 
-def _execute(path: str, origin: str, source: bytes) -> ModuleType:
-    """Run exactly the bytes that were digested, so that the digest names what trains and not what lay there earlier."""
-    module_name = path.partition(":")[0]
-    spec = importlib.util.spec_from_file_location(f"_ringfence_{hashlib.sha256(source).hexdigest()[:16]}", origin)
-    if spec is None:
-        raise DocumentInvalid("the model's module cannot be loaded", where=path)
-    module = importlib.util.module_from_spec(spec)
-    module.__package__ = module_name.rpartition(".")[0]
-    exec(compile(source, origin, "exec"), module.__dict__)  # noqa: S102 - the holder installed and approved this file
-    return module
+def unknown_model(kind: object) -> DocumentInvalid:
+    """The error for a kind of model that there is not."""
+    return DocumentInvalid(
+        "unknown model", expected="kind = 'logistic-regression', 'mlp' or 'module'", got=repr(kind), where="[model]"
+    )
+
+
+def _mlp(sizes: list[int], *, seed: int) -> Arrays:
+    """Layers uniform in +-1/sqrt(inputs); between two of them stands a ReLU, which takes a number of its own."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    arrays: Arrays = {}
+    for position, (inputs, outputs) in enumerate(pairwise(sizes)):
+        bound = 1.0 / math.sqrt(inputs)
+        for name, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
+            drawn = generator.uniform(-bound, bound, size=shape)
+            arrays[f"layers.{2 * position}.{name}"] = drawn.astype(np.float32)
+    return arrays

@@ -14,7 +14,6 @@ from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from ringfence_client.normals import PAIRS_AT_ONCE, Float64Array, Transform, best_transform
@@ -46,7 +45,7 @@ class NoiseSource(Protocol):
         """`csprng`: nobody can predict it. `seeded`: anybody with the seed can, and the run is NOT PRIVATE."""
         ...
 
-    def normal(self, shape: Sequence[int], *, stddev: float) -> torch.Tensor:
+    def normal(self, shape: Sequence[int], *, stddev: float) -> Float64Array:
         """Draw Gaussian noise.
 
         `normal((k, n), stddev=s)` equals the stack of k successive `normal((n,), stddev=s)`, to the last bit.
@@ -56,7 +55,7 @@ class NoiseSource(Protocol):
             stddev: Standard deviation, in the unit of what the noise is added to; > 0.
 
         Returns:
-            Fresh float64 tensor of `shape` on the CPU, secret. Add it in float64, and release nothing but `snapped`
+            Fresh float64 array of `shape`, secret. Add it in float64, and release nothing but `snapped`
             of the sum.
         """
         ...
@@ -79,7 +78,7 @@ class _KeystreamNoise:
             "noise": _keystream(key, "noise"),
         }
 
-    def normal(self, shape: Sequence[int], *, stddev: float) -> torch.Tensor:
+    def normal(self, shape: Sequence[int], *, stddev: float) -> Float64Array:
         """Draw Gaussian noise: see `NoiseSource.normal`.
 
         Raises:
@@ -96,7 +95,7 @@ class _KeystreamNoise:
             part = pairs[start : start + PAIRS_AT_ONCE]
             self._fill_with_keystream(part.view(np.int64), "noise")
             self._transform.fill(part, stddev=stddev)
-        return torch.from_numpy(drawn[:, :length]).reshape(tuple(shape))
+        return drawn[:, :length].reshape(tuple(shape))
 
     def uniform(self, size: int) -> Float64Array:
         """Draw uniforms: see `NoiseSource.uniform`."""
@@ -160,7 +159,7 @@ class RehearsalNoise(_KeystreamNoise):
         super().__init__(key, transform)
 
 
-def snapped(values: torch.Tensor, *, stddev: float) -> torch.Tensor:
+def snapped(values: Float64Array, *, stddev: float) -> Float64Array:
     """Round noised values to a grid that is the same whatever was noised: all that a mechanism may release.
 
     A float64 sum of secret and noise betrays by its low bits which secret it can come from (Mironov 2012, On
@@ -169,24 +168,27 @@ def snapped(values: torch.Tensor, *, stddev: float) -> torch.Tensor:
     an exact Gaussian, rounded, to one part in some thousand million. docs/decisions/0016 has the argument.
 
     Args:
-        values: The sum of secret and noise; float64, any shape, any device.
+        values: The sum of secret and noise; float64, any shape.
         stddev: The noise's standard deviation, which is public; finite and > 0.
 
     Returns:
-        New float64 tensor: every value's nearest multiple of 2**(floor(log2(stddev)) - 16). That adds less than 2**-35
+        New float64 array: every value's nearest multiple of 2**(floor(log2(stddev)) - 16). That adds less than 2**-35
         of the noise's own variance.
 
     Raises:
         ValueError: `values` is not float64, whose precision the argument needs, or `stddev` is not a finite number > 0.
     """
-    if values.dtype != torch.float64:
+    if values.dtype != np.float64:
         raise ValueError("only float64 is snapped")
     grid = snapping_grid(stddev=stddev)
-    return (values / grid).round_().mul_(grid)
+    multiples: Float64Array = values / grid
+    np.rint(multiples, out=multiples)
+    multiples *= grid
+    return multiples
 
 
 def snapping_grid(*, stddev: float) -> float:
-    """The width of the grid that `snapped` rounds to, for a kernel that rounds by itself (to even, as torch does).
+    """The width of the grid that `snapped` rounds to, for a kernel that rounds by itself (to even, as numpy does).
 
     Args:
         stddev: The noise's standard deviation; finite and > 0.
@@ -202,7 +204,7 @@ def snapping_grid(*, stddev: float) -> float:
     return math.ldexp(1.0, math.frexp(stddev)[1] - 1 - _GRID_BITS)
 
 
-def noise_defect(samples: torch.Tensor | Float64Array, *, stddev: float) -> str | None:
+def noise_defect(samples: Float64Array, *, stddev: float) -> str | None:
     """Say what is wrong with `samples` as independent draws of a normal with mean 0 and the claimed spread.
 
     The mean square of n such draws has standard error stddev**2 * sqrt(2/n): with 20,000 draws a spread 10 % too small

@@ -12,10 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import build_module
+from ringfence_client.models import initial_arrays, trained_names
 from ringfence_client.noise import (
     NOISE_CHECK_SAMPLES,
     NoiseSource,
@@ -46,7 +45,7 @@ class _Listening:
     """
 
     def __init__(self, source: NoiseSource) -> None:
-        self.given: list[torch.Tensor] = []
+        self.given: list[Float64Array] = []
         self.stddevs: list[float] = []
         self._source = source
 
@@ -54,9 +53,9 @@ class _Listening:
     def kind(self) -> NoiseKind:
         return self._source.kind
 
-    def normal(self, shape: Sequence[int], *, stddev: float) -> torch.Tensor:
+    def normal(self, shape: Sequence[int], *, stddev: float) -> Float64Array:
         drawn = self._source.normal(shape, stddev=stddev)
-        self.given.append(drawn.clone().flatten())
+        self.given.append(drawn.flatten())
         self.stddevs.append(stddev)
         return drawn
 
@@ -122,10 +121,9 @@ def _defect(
     mechanism: DpMechanism,
     sources: Sequence[NoiseSource],
 ) -> str | None:
-    module = build_module(model, feature_count)
     # From zero, so that the update is read without the rounding that larger parameters bring.
-    start = {name: np.zeros(tuple(each.shape), dtype=np.float32) for name, each in module.named_parameters()}
-    trained = [name for name, each in module.named_parameters() if each.requires_grad]
+    start = {name: np.zeros_like(array) for name, array in initial_arrays(model, feature_count).items()}
+    trained = trained_names(model, feature_count)
     stddev = mechanism.noise_stddev
     heard = [_Listening(source) for source in sources]
     jobs = [
@@ -151,12 +149,12 @@ def _defect(
     samples = [drawn for each in heard for drawn in each.given]
     if missing > 0:
         samples.append(sources[0].normal((missing,), stddev=stddev))
-    defect = noise_defect(torch.cat(samples), stddev=stddev)
+    defect = noise_defect(np.concatenate(samples), stddev=stddev)
     if defect is not None:
         return defect
     found = [_flat(update, trained) for update in updates]
     # What the made-up records contribute is the same in both trainings, and falls out of their difference.
-    noise = [torch.cat(each.given).numpy().reshape(-1, size).sum(axis=0) / -stddev for each in heard]
+    noise = [np.concatenate(each.given).reshape(-1, size).sum(axis=0) / -stddev for each in heard]
     for moved, expected in ((found[0], noise[0]), (found[1] - found[2], noise[1] - noise[2])):
         if not np.linalg.norm(moved - expected) <= _TOLERANCE * np.linalg.norm(expected):
             return "the noise that reaches the update is not the noise that was drawn"

@@ -7,14 +7,11 @@ of a pair's radius at most. Box & Muller 1958, A Note on the Generation of Rando
 """
 
 import ctypes
-import math
-import threading
 from functools import cache
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ringfence_client.compiled import load_library
 
@@ -47,7 +44,11 @@ class Transform(Protocol):
 def best_transform() -> Transform:
     """The fastest transform here: the compiled one, else torch's."""
     library = load_library()
-    return TorchBoxMuller() if library is None else CompiledBoxMuller(library)
+    if library is not None:
+        return CompiledBoxMuller(library)
+    from ringfence_client.torch_normals import TorchBoxMuller  # noqa: PLC0415 -- torch
+
+    return TorchBoxMuller()
 
 
 class CompiledBoxMuller:
@@ -70,39 +71,3 @@ class CompiledBoxMuller:
     def fill(self, pairs: Float64Array, *, stddev: float) -> None:
         """Turn words into normals: see `Transform.fill`."""
         self._function(pairs.ctypes.data, len(pairs), stddev, self._most_lanes)
-
-
-class _Scratch(threading.local):
-    """Room for one thread's work on normals. What is left in it is as secret as the noise, and never leaves."""
-
-    def __init__(self) -> None:
-        self.floats = np.empty((3, PAIRS_AT_ONCE))
-
-
-class TorchBoxMuller:
-    """The transform by torch and numpy: the reference, and what runs where nothing was compiled."""
-
-    name = "torch"
-
-    def fill(self, pairs: Float64Array, *, stddev: float) -> None:
-        """Turn words into normals: see `Transform.fill`."""
-        words = pairs.view(np.int64)
-        radius, angle, cosine = _scratch.floats[:, : len(pairs)]
-        np.copyto(radius, words[:, 0])
-        np.abs(radius, out=radius)
-        radius += 0.5
-        radius *= 2.0**-63
-        torch.from_numpy(
-            radius
-        ).log_()  # torch's log, cos and sin are several times as fast as numpy's; the rest is not
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        radius *= stddev
-        np.multiply(words[:, 1], math.pi * 2.0**-63, out=angle)
-        torch.cos(torch.from_numpy(angle), out=torch.from_numpy(cosine))
-        torch.from_numpy(angle).sin_()
-        np.multiply(radius, cosine, out=pairs[:, 0])
-        np.multiply(radius, angle, out=pairs[:, 1])
-
-
-_scratch: Final = _Scratch()

@@ -14,11 +14,11 @@ from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import nn
 
-from ringfence_client.models import build_module, write_arrays
 from ringfence_client.module_chance import module_chance
+from ringfence_client.modules import build_module, finite_arrays, write_arrays
 from ringfence_client.noise import NoiseSource, snapped
 from ringfence_client.sampling import Draw, draw
-from ringfence_client.trainer import ROUNDING_ROOM, TrainingJob, finite_arrays
+from ringfence_client.trainer import ROUNDING_ROOM, TrainingJob
 from ringfence_client.workroom import AppliedPrivacy, TrainedUpdate
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.mechanism import DpMechanism
@@ -86,11 +86,11 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         """
         count = sum(parameter.numel() for parameter in self.params)
         stddev = self.noise_multiplier * self._clipped_to
-        drawn = self._noise.normal((count,), stddev=stddev)
-        parts = torch.split(drawn, [parameter.numel() for parameter in self.params])
+        total = torch.cat([parameter.summed_grad.flatten() for parameter in self.params]).numpy()
+        noised = torch.from_numpy(snapped(total + self._noise.normal((count,), stddev=stddev), stddev=stddev))
+        parts = torch.split(noised, [parameter.numel() for parameter in self.params])
         for parameter, part in zip(self.params, parts, strict=True):
-            noised = snapped(parameter.summed_grad + part.view_as(parameter), stddev=stddev)
-            parameter.grad = noised.to(parameter.dtype)
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
         self.applied.append((self._clipped_to, float(self.noise_multiplier)))
         self._clipped_to = 0.0
 

@@ -10,10 +10,8 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import Arrays, read_arrays
 from ringfence_client.noise import NoiseSource
 from ringfence_client.workroom import TrainedUpdate
 from ringfence_policy.errors import DocumentInvalid, Fault, Unaccountable
@@ -130,20 +128,3 @@ class Trainer(Protocol):
             TrainingFault: Training diverged.
         """
         ...
-
-
-def finite_arrays(module: nn.Module, job: TrainingJob) -> Arrays:
-    """Copy a job's trained parameters out.
-
-    Raises:
-        TrainingFault: A parameter is not finite.
-    """
-    arrays = read_arrays(module)
-    if not all(np.isfinite(array).all() for array in arrays.values()):
-        raise TrainingFault(
-            "training diverged",
-            expected="finite parameters",
-            where=f"job of '{job.holder_id}'",
-            next_step="lower the learning rate",
-        )
-    return arrays

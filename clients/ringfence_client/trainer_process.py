@@ -69,7 +69,7 @@ def _counting(directory: Path, salt: str) -> dict[str, Answer]:
 
 def _training(directory: Path, salt: str) -> dict[str, Answer]:
     from ringfence_client.holder_records import HolderRecords  # noqa: PLC0415 -- Polars
-    from ringfence_client.open_workroom import OpenWorkroom  # noqa: PLC0415 -- torch, which the reader does without
+    from ringfence_client.open_workroom import OpenWorkroom  # noqa: PLC0415 -- trainers, which the reader does without
 
     room = OpenWorkroom(HolderRecords(directory, salt=salt))
 

@@ -1,4 +1,4 @@
-"""Which trainer trains which model."""
+"""Which trainer trains which model. What needs torch is loaded when it is chosen: built-in models do without."""
 
 import json
 from collections.abc import Mapping
@@ -6,10 +6,8 @@ from functools import lru_cache
 from logging import getLogger
 from typing import Any, Final, Literal
 
-from ringfence_client import bookkeeping_trainer
-from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
-from ringfence_client.cohort_trainer import SUPPORTED, CohortTrainer
-from ringfence_client.models import build_module
+from ringfence_client.cohort_trainer import CohortTrainer
+from ringfence_client.models import BUILT_IN
 from ringfence_client.trainer import Trainer
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.plan import TrainerName
@@ -46,7 +44,7 @@ def _chosen(spec: str, feature_count: int, wanted: Literal["auto"] | TrainerName
     if wanted != "auto":
         _check(wanted, model, feature_count)
         return wanted
-    if model.get("kind") in SUPPORTED:
+    if model.get("kind") in BUILT_IN:
         return _FOR_BUILT_IN
     try:
         _check("book-keeping", model, feature_count)
@@ -61,10 +59,12 @@ def trainer_named(name: TrainerName) -> Trainer:
     """Make the trainer of this name."""
     match name:
         case "opacus":
-            from ringfence_client.opacus_trainer import OpacusTrainer  # noqa: PLC0415 -- two seconds that few runs need
+            from ringfence_client.opacus_trainer import OpacusTrainer  # noqa: PLC0415 -- torch, and two seconds more
 
             return OpacusTrainer()
         case "book-keeping":
+            from ringfence_client.bookkeeping_trainer import BookKeepingTrainer  # noqa: PLC0415 -- torch
+
             return BookKeepingTrainer()
         case "cohort":
             return CohortTrainer()
@@ -73,15 +73,17 @@ def trainer_named(name: TrainerName) -> Trainer:
 def _check(name: TrainerName, model: Mapping[str, Any], feature_count: int) -> None:
     match name:
         case "opacus":
-            from ringfence_client import opacus_trainer  # noqa: PLC0415 -- as above
+            from ringfence_client import modules, opacus_trainer  # noqa: PLC0415 -- as above
 
-            opacus_trainer.check_module(build_module(model, feature_count))
+            opacus_trainer.check_module(modules.build_module(model, feature_count))
         case "book-keeping":
-            bookkeeping_trainer.check_module(build_module(model, feature_count), feature_count)
-        case "cohort" if model.get("kind") not in SUPPORTED:
+            from ringfence_client import bookkeeping_trainer, modules  # noqa: PLC0415 -- as above
+
+            bookkeeping_trainer.check_module(modules.build_module(model, feature_count), feature_count)
+        case "cohort" if model.get("kind") not in BUILT_IN:
             raise DocumentInvalid(
                 "the cohort trainer cannot train this model",
-                expected=f"kind = {' or '.join(map(repr, SUPPORTED))}",
+                expected=f"kind = {' or '.join(map(repr, BUILT_IN))}",
                 got=repr(model.get("kind")),
                 where="[training] trainer",
                 next_step="set trainer = 'auto', 'book-keeping' or 'opacus'",

@@ -36,11 +36,10 @@ from ringfence_server.events import EventFile
 from ringfence_server.evidence import gather_bundle, is_readable, roots_of_run
 from ringfence_server.governed_strategy import WHAT_TO_DO_NEXT, GovernedStrategy
 from ringfence_server.governor import Governor
-from ringfence_server.initial_model import initial_arrays
 from ringfence_server.outcome import RoundOutcome, Scores
 from ringfence_server.results import Results, write_results
 from ringfence_server.round_messages import model_digest, to_record
-from ringfence_server.run_file import COMPARISON, RunFile, reach
+from ringfence_server.run_file import COMPARISON, INITIAL_MODEL, RunFile, reach
 from ringfence_server.strategies import build_strategy
 
 NO_REFERENCES = "No comparison lines: each data holder's records stay on its own machine, and no pool of them exists."
@@ -299,7 +298,8 @@ class _Conductor:
 
     def _initial_model(self) -> Arrays:
         spec = json.loads(self.plan.terms.model.model_dump_json())
-        return initial_arrays(spec, self.plan.dataset_schema.feature_count)
+        arrays: Arrays = reach(INITIAL_MODEL)(spec, self.plan.dataset_schema.feature_count)
+        return arrays
 
     def _description(self) -> dict[str, object]:
         return {

@@ -18,7 +18,7 @@ from ringfence_server.registry import Registry
 from ringfence_server.run_failure import FLOWER_LOG
 from ringfence_server.run_file import (
     ATTEMPT,
-    INITIAL_MODEL,
+    OWN_MODULE,
     RUN_DIRECTORY,
     RunFile,
     SuperNode,
@@ -154,7 +154,7 @@ def start_deployed_run(
         )
     cards = without_declined(cards, declined)
     if terms.model.kind == "module":
-        reach(INITIAL_MODEL)  # this machine makes the model that the run starts from: is what it takes installed?
+        reach(OWN_MODULE)  # this machine makes the model that the run starts from: is what it takes installed?
     nodes = _supernodes(deployment, control)
     draft = draft_run(deployment.directory, plan=terms, schema=schema, cards=cards, out=out, seed=seed, run_id=run_id)
     run = replace(draft, superlink=control.address, supernodes={holder: nodes[holder] for holder in cards})

@@ -25,6 +25,8 @@ ENROL = "ringfence_client.enrolment:enrol"
 INTRODUCE = "ringfence_client.enrolment:introduce"
 COHORT_APP = "ringfence_client.clientapp:cohort"
 INITIAL_MODEL = "ringfence_client.models:initial_arrays"
+# What it needs besides where the model is a module of the plan's own.
+OWN_MODULE = "ringfence_client.modules:build_module"
 COMPARISON = "ringfence_client.comparison:compare"
 # A data officer's own commands, where the holder's files lie on this machine.
 DESK = "ringfence_client.desk:Desk"

@@ -9,6 +9,8 @@ import tomllib
 
 import pytest
 
+from ringfence_client.compiled import load_library
+
 # What an import name is called in pyproject.toml, where that differs; and what comes inside another distribution.
 DISTRIBUTIONS = {
     "pydantic_core": "pydantic",
@@ -136,6 +138,43 @@ def test_an_auditor_verifies_evidence_with_the_base_dependencies_alone(tmp_path)
     assert "ModuleNotFoundError" not in result.stderr, result.stderr[-1500:]
     assert json.loads(result.stdout)
     assert result.returncode in (2, 3)
+
+
+BUILT_IN_ALONE = """
+import numpy as np
+from ringfence_client.datasource import HolderData
+from ringfence_client.evaluation import score_counts
+from ringfence_client.models import initial_arrays
+from ringfence_client.noise import SecureNoise
+from ringfence_client.noise_check import check_trainer
+from ringfence_client.references import train_without_privacy
+from ringfence_client.trainer import TrainingJob
+from ringfence_client.trainers import choose_trainer, trainer_named
+from ringfence_policy.mechanism import DpMechanism
+from ringfence_policy.vocabulary import Relation, Unit
+
+rng = np.random.default_rng(1)
+data = HolderData.from_arrays(rng.uniform(-1, 1, (40, 3)), rng.integers(0, 2, 40))
+mechanism = DpMechanism(kind="dp-sgd", clipping_norm=1.0, noise_multiplier=1.0, sampling_rate=0.5, steps=2,
+                        unit=Unit.RECORD, relation=Relation.ADD_OR_REMOVE)
+for model in ({"kind": "logistic-regression"}, {"kind": "mlp", "hidden": [4], "seed": 1}):
+    arrays = initial_arrays(model, 3)
+    trainer = trainer_named(choose_trainer(model, 3, wanted="auto"))
+    check_trainer(trainer, run_id="run", model=model, feature_count=3, mechanism=mechanism, rehearsal_seed=None)
+    job = TrainingJob(holder_id="elm", model=model, arrays=arrays, data=data, mechanism=mechanism, learning_rate=0.1,
+                      expected_batch=20.0, noise=SecureNoise())
+    (update,) = trainer.train([job])
+    assert score_counts(model, update.arrays, data, bins=10).sum() == 40
+    train_without_privacy(model, arrays, data, steps=2)
+"""
+
+
+@pytest.mark.skipif(load_library() is None, reason="nothing was compiled here, so torch computes")
+def test_a_built_in_model_is_trained_and_measured_without_torch():
+    """It takes a second and 200 MB, which the first run on a laptop and every holder's own process go without."""
+    wall = IMPORT_ALL.split("import {package}", maxsplit=1)[0].format(forbidden=("torch", "opacus"))
+    result = _run(f"{wall}\n{BUILT_IN_ALONE}")
+    assert result.returncode == 0, result.stderr[-1500:]
 
 
 def test_a_command_whose_extra_is_missing_says_what_to_install(tmp_path):

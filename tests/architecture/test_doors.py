@@ -93,6 +93,7 @@ REFERENCES = {"ringfence_server.run_file", "ringfence_server.doctor"}
 
 # Who may look at the process's environment, and why.
 ENVIRONMENT = {
+    "ringfence_client.cohort_trainer": "how many threads it may start",
     "ringfence_client.walls": "names a directory that exists to torch, which can make none behind the walls",
     "ringfence_server.worker": "turns Flower's telemetry off before Flower is imported",
     "ringfence_server.cli_run": "hands the worker its number of threads",
@@ -102,7 +103,7 @@ ENVIRONMENT = {
 
 # Who may seed a global generator, inside torch.random.fork_rng, which leaves the process's own as it was.
 SEEDED = {
-    "ringfence_client.models": "the public start of a model, the same for everybody",
+    "ringfence_client.modules": "the public start of a module, the same for everybody",
     "ringfence_client.module_chance": "a module's own dropout, seeded from the holder's noise source",
     "ringfence_client.bookkeeping": "a module's trial on made-up rows, before data is opened",
 }

@@ -6,7 +6,7 @@ LONGEST_MODULE = 500
 LONGEST_FUNCTION = 60
 
 # Runs exactly the bytes of a user's own model file whose digest the holder approved, and nothing else.
-RUNS_CODE = {"ringfence_client.models"}
+RUNS_CODE = {"ringfence_client.modules"}
 
 
 def test_every_module_says_in_a_first_sentence_what_lives_in_it(sources):

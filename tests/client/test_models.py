@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from ringfence_client.models import build_module, code_digest, initial_arrays, read_arrays, write_arrays
+from ringfence_client.datasource import HolderData
+from ringfence_client.evaluation import scores
+from ringfence_client.models import code_digest, initial_arrays, trained_names
+from ringfence_client.modules import build_module, logits_of, read_arrays, write_arrays
 from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid, TrustRefused
 
@@ -93,6 +96,33 @@ def test_an_mlp_has_the_function_of_its_parameters():
     expected = (hidden @ arrays["layers.2.weight"].T + arrays["layers.2.bias"])[:, 0]
     found = build_module(spec, 2)(torch.tensor(rows)).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"kind": "logistic-regression"},
+        {"kind": "mlp", "hidden": (), "seed": 1},
+        {"kind": "mlp", "hidden": (4,), "seed": 0},
+        {"kind": "mlp", "hidden": (32, 16, 8), "seed": 2**31 - 1},
+    ],
+)
+@pytest.mark.parametrize("features", [1, 19])
+def test_a_built_in_model_is_the_same_in_numpy_and_in_torch(spec, features):
+    arrays, of_torch = initial_arrays(spec, features), read_arrays(build_module(spec, features))
+    assert list(arrays) == list(of_torch) == trained_names(spec, features)
+    assert [array.tobytes() for array in arrays.values()] == [array.tobytes() for array in of_torch.values()]
+    rows = HolderData.from_arrays(np.random.default_rng(3).normal(size=(50, features)), np.zeros(50))
+    (logits,) = logits_of(spec, arrays, features, [rows.features])
+    np.testing.assert_allclose(scores(spec, arrays, rows), 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_building_a_built_in_model_leaves_torchs_chance_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    build_module({"kind": "mlp", "hidden": (4,), "seed": 5}, 3)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_arrays_go_in_and_out_unchanged():

@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 from ringfence_client.datasource import HolderData
 from ringfence_client.evaluation import metrics_from_scores, scores
 from ringfence_client.models import initial_arrays
-from ringfence_client.references import ReferenceHolder, compute_references, train_without_privacy
+from ringfence_client.modules import descend
+from ringfence_client.references import LEARNING_RATE, ReferenceHolder, compute_references, train_without_privacy
 
 torch.set_num_threads(1)
 
@@ -47,6 +48,18 @@ def test_the_three_lines_have_all_that_a_report_shows(holders):
 def test_the_lines_repeat_exactly(holders):
     spec = {"kind": "mlp", "hidden": (4,), "seed": 2}
     assert compute_references(holders, model=spec, rounds=2) == compute_references(holders, model=spec, rounds=2)
+
+
+@pytest.mark.parametrize("model", [LOGISTIC, {"kind": "mlp", "hidden": (8, 4), "seed": 2}])
+def test_steps_of_a_built_in_model_are_those_that_torch_takes(model):
+    rows, start = data(200, 5), initial_arrays(model, 3)
+    ours = train_without_privacy(model, start, rows, steps=30)
+    of_torch = descend(model, start, rows, steps=30, learning_rate=LEARNING_RATE)
+    assert list(ours) == list(of_torch)
+    for name, array in ours.items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, of_torch[name], rtol=1e-4, atol=1e-5)
+        assert (array != start[name]).any()
 
 
 def test_one_holder_alone_is_federated_pooled_and_local_at_once(holders):

@@ -12,7 +12,8 @@ from ringfence_client.bookkeeping import BookKeptModel
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer, PrivateSum
 from ringfence_client.datasource import HolderData
 from ringfence_client.layer_gradients import Units
-from ringfence_client.models import build_module, code_digest, initial_arrays
+from ringfence_client.models import code_digest, initial_arrays
+from ringfence_client.modules import build_module
 from ringfence_client.noise import RehearsalNoise
 from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.trainer import TrainingJob

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
-from ringfence_client.cohort_kernel import CompiledKernel, TorchKernel
+from ringfence_client.cohort_kernel import CompiledKernel
 from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.compiled import load_library
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import build_module, initial_arrays, write_arrays
+from ringfence_client.models import initial_arrays
+from ringfence_client.modules import build_module, write_arrays
 from ringfence_client.noise import RehearsalNoise, SecureNoise, noise_defect, snapped
 from ringfence_client.opacus_trainer import OpacusTrainer
 from ringfence_client.sampling import draw
+from ringfence_client.torch_kernel import TorchKernel
 from ringfence_client.trainer import ROUNDING_ROOM, Trainer, TrainingJob
 from ringfence_policy.errors import DocumentInvalid, TrustRefused, Unaccountable
 from ringfence_policy.mechanism import DpMechanism
@@ -109,7 +111,8 @@ def by_hand(job: TrainingJob) -> np.ndarray:
             )
             units[unit] += torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]).double()
         total = (units * (bound / units.norm(dim=1, keepdim=True).clamp(min=1e-30)).clamp(max=1.0)).sum(dim=0)
-        total = snapped(total + job.noise.normal((count,), stddev=stddev), stddev=stddev)
+        noised = total.numpy() + job.noise.normal((count,), stddev=stddev)
+        total = torch.from_numpy(snapped(noised, stddev=stddev))
         pieces = torch.split(total / job.expected_batch, [parameter.numel() for parameter in parameters])
         with torch.no_grad():
             for parameter, piece, anchor in zip(parameters, pieces, start, strict=True):

@@ -51,12 +51,12 @@ def digests(directory):
     import torch  # noqa: PLC0415
 
     from ringfence_client.bookkeeping_trainer import BookKeepingTrainer  # noqa: PLC0415
-    from ringfence_client.cohort_kernel import TorchKernel  # noqa: PLC0415
     from ringfence_client.cohort_trainer import CohortTrainer  # noqa: PLC0415
     from ringfence_client.datasource import load_dataset  # noqa: PLC0415
     from ringfence_client.models import code_digest, initial_arrays  # noqa: PLC0415
     from ringfence_client.noise import RehearsalNoise, SecureNoise, check_noise  # noqa: PLC0415
     from ringfence_client.opacus_trainer import OpacusTrainer  # noqa: PLC0415
+    from ringfence_client.torch_kernel import TorchKernel  # noqa: PLC0415
     from ringfence_client.trainer import TrainingJob  # noqa: PLC0415
     from ringfence_policy.mechanism import DpMechanism  # noqa: PLC0415
     from ringfence_policy.schema import DatasetSchema  # noqa: PLC0415
