@@ -395,8 +395,16 @@ class LedgerReader:
         """
         if run_id is None:
             return self._any_run(budget, reserved=reserved) is not None
+        if self._is_the_only_run(budget.dataset_id, run_id):
+            return False
         key = ("adaptive", budget.dataset_id, budget.policy_id, run_id, reserved)
         return self._while_unchanged(key, lambda: self._has_other_runs(budget, run_id, reserved=reserved))
+
+    def _is_the_only_run(self, dataset_id: str, run_id: str) -> bool:
+        """Whether every hold of a dataset is of one run. Then no policy of it and no state of a hold need be asked."""
+        whole = self._dataset_budget(dataset_id)
+        key = ("only", dataset_id, run_id)
+        return self._while_unchanged(key, lambda: not self._has_other_runs(whole, run_id, reserved=True))
 
     def _has_other_runs(self, budget: Budget, run_id: str, *, reserved: bool) -> bool:
         # Two ranges of the index over runs: the holds of this run, however many, are not looked at.
@@ -414,6 +422,10 @@ class LedgerReader:
         """Whether what counts against a budget comes from more than one run."""
         if not any(mechanism.sampling_rate < 1 for mechanism, _ in self.history(budget.dataset_id)):
             return False  # a sum of unsampled mechanisms is a filter by itself: their cost does not depend on this
+        whole = self._dataset_budget(budget.dataset_id)
+        some = self._while_unchanged(("some run", budget.dataset_id), lambda: self._any_run(whole, reserved=True))
+        if some is None or self._is_the_only_run(budget.dataset_id, some):
+            return False
         one = self._any_run(budget, reserved=reserved)
         return one is not None and self._is_adaptive(budget, run_id=one, reserved=reserved)
 

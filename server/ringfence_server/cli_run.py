@@ -1,11 +1,6 @@
 """`ringfence run` and `ringfence demo`: start a run's process, and end it when this one is interrupted."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -15,13 +10,12 @@ from ringfence_policy.errors import UsageError
 from ringfence_server.deployment import is_deployment
 from ringfence_server.following import events_so_far, follow_run, following
 from ringfence_server.forecast import forecast, forecast_document
-from ringfence_server.occupation import name_occupant, occupied
-from ringfence_server.run_failure import LOG
-from ringfence_server.run_file import RunFile, start_run, unfinished_run
+from ringfence_server.occupation import occupied
+from ringfence_server.run_file import RunFile, new_run_id, start_run, unfinished_run
 from ringfence_server.scenario import bundled_scenario, copy_scenario, load_scenario
+from ringfence_server.worker_process import WorkerProcess, worker_process
 
 _DEMO_MARK = "ringfence-demo.json"
-_GRACE_SECONDS = 10
 
 
 def demonstrate(name: str, *, out: Path, seed: int | None, as_json: bool) -> int:
@@ -67,68 +61,23 @@ def run_directory(
         with occupied(directory) as lock:
             run = unfinished_run(directory).next_attempt()
             run.save()
-            return _follow_worker(run, lock, as_json=as_json)
+            start = events_so_far(run)
+            with worker_process(Path(run.directory), lock) as worker:
+                return _follow(run, worker, as_json=as_json, start=start)
     scenario = load_scenario(directory, plan=plan)
     plans = [scenario.plan, *scenario.other_plans().values()] if plan is None else [scenario.plan]
-    previews = [forecast_document(one, forecast(scenario, one)) for one in plans]
-    with occupied(directory) as lock:
-        run = start_run(scenario, out=out, seed=seed)
+    run_id = new_run_id()
+    with occupied(directory) as lock, worker_process(directory.resolve() / "runs" / run_id, lock) as worker:
+        previews = [forecast_document(one, forecast(scenario, one)) for one in plans]
+        run = start_run(scenario, out=out, seed=seed, run_id=run_id)
         write_durably(Path(run.directory) / "preview.json", json.dumps(previews).encode())
-        return _follow_worker(run, lock, as_json=as_json)
+        return _follow(run, worker, as_json=as_json, start=0)
 
 
-def _follow_worker(run: RunFile, lock: int, *, as_json: bool) -> int:
-    start = events_so_far(run)
-    with following(run, resume="--resume"), _worker(run, lock) as worker:
+def _follow(run: RunFile, worker: WorkerProcess, *, as_json: bool, start: int) -> int:
+    with following(run, resume="--resume"):
+        worker.begin()
         return follow_run(run, worker, as_json=as_json, start=start)
-
-
-class _Worker:
-    """The process of a run over holders in it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self._process = process
-        self.log = log
-
-    def is_over(self) -> bool:
-        """Whether it ended."""
-        return self._process.poll() is not None
-
-    def trouble(self) -> str | None:
-        """How it ended where it did not end well."""
-        code = self._process.wait()
-        return None if code == 0 else f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-@contextmanager
-def _worker(run: RunFile, lock: int) -> Iterator[_Worker]:
-    """The run's own process. It ends when this one is interrupted, and goes on when this one is killed."""
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
-    with (Path(run.directory) / LOG).open("ab") as log:
-        worker = subprocess.Popen(  # noqa: S603 -- our own module, with a path we made
-            [sys.executable, "-m", "ringfence_server.worker", run.directory],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            pass_fds=(lock,),
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other in its own way
-        )
-    name_occupant(lock, worker.pid)
-    try:
-        yield _Worker(worker, Path(run.directory) / LOG)
-    finally:
-        _end(worker)
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    if worker.poll() is None:
-        worker.terminate()
-        try:
-            worker.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
 
 
 def _move_away(out: Path, *, as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """The process of one run: holders in this process, Flower's ServerApp, and an end that says how it went.
 
-Started as `python -m ringfence_server.worker RUN_DIRECTORY`. Exit codes: 0 done, 1 fault, 2 wrong usage, 3 refused.
-What happens is written to events.jsonl of the run directory; the last event of a failed run is `run-failed`.
+Started as `python -m ringfence_server.worker RUN_DIRECTORY`. It loads what a run needs, and begins when a line comes on
+its standard input; where that ends instead, it ends too. Exit codes: 0 done, 1 fault, 2 wrong usage, 3 refused. What
+happens is written to events.jsonl of the run directory; the last event of a failed run is `run-failed`.
 """
 
 import logging
@@ -15,19 +16,30 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from ringfence_policy.errors import RingfenceError
 from ringfence_server.run_failure import FLOWER_LOG, keep_log, told
-from ringfence_server.run_file import COHORT_APP, RUN_DIRECTORY, RunFile, reach
+from ringfence_server.run_file import COHORT_APP, RUN_DIRECTORY, WORKROOM, RunFile, reach
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out the run in the directory that the one argument names."""
+    """Carry out the run in the directory that the one argument names, once told to."""
     directory = Path(arguments[0])
     keep_log(directory)
     try:
         with told(directory):
-            run_embedded(RunFile.load(directory))
+            _load()
+            if sys.stdin.readline():
+                run_embedded(RunFile.load(directory))
     except RingfenceError as error:
         return error.exit_code
     return 0
+
+
+def _load() -> None:
+    """Import all that a run needs from its first round on."""
+    import ringfence_server.embedded_grid  # noqa: PLC0415 -- as below
+    import ringfence_server.serverapp  # noqa: F401, PLC0415 -- as below
+
+    reach(COHORT_APP)
+    reach(WORKROOM)
 
 
 def run_embedded(run: RunFile, *, pause_seconds: float = 0.0) -> None:

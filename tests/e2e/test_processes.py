@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tiny_scenario import write_scenario
 
-from ringfence_policy.errors import ScenarioBusy
+from ringfence_policy.errors import DocumentInvalid, ScenarioBusy
 from ringfence_server.cli_run import run_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
@@ -93,6 +93,37 @@ def test_a_run_outlives_its_killed_command_and_turns_a_second_run_away_until_it_
     summary = summary_of(directory)
     assert summary["evidence"]["verified"] is True
     assert len(summary["rounds"]) == ROUNDS
+
+
+def test_a_run_that_cannot_be_prepared_leaves_no_process_and_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_scenario(tmp_path / "trees").directory
+    workers = []
+
+    def refuse(*_: object, **__: object) -> None:
+        workers.append(worker_of(directory))
+        assert is_alive(workers[0])
+        raise DocumentInvalid("the plan does not fit")
+
+    monkeypatch.setattr("ringfence_server.cli_run.forecast", refuse)
+    with pytest.raises(DocumentInvalid):
+        run_directory(directory, plan=None, out=None, seed=None, resume=False, as_json=True)
+    assert not is_alive(workers[0])
+    assert [path.name for path in (directory / "runs").iterdir()] == [".lock"]
+
+
+def test_a_process_that_is_never_told_to_begin_does_nothing(tmp_path: Path) -> None:
+    """Its command was killed while it prepared the run."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ringfence_server.worker", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert {path.name for path in tmp_path.iterdir()} <= {"worker.log"}
 
 
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])

@@ -14,6 +14,7 @@ A fault is "module:name", "module:Class.name", the number of the call, and "befo
 itself with SIGKILL, which no handler and no buffer survives.
 """
 
+import io
 import json
 import os
 import resource
@@ -180,6 +181,7 @@ def _do(request: Mapping[str, Any]) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], request["largest_file"]))
     if request.get("fault"):
         arm(Fault(**request["fault"]))
+    sys.stdin = io.StringIO("begin\n")
     code: int = resolve_name("ringfence_server.worker").main([directory])
     return code
 
