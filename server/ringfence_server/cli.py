@@ -78,13 +78,32 @@ def run(
         str | None,
         typer.Option("--superlink", metavar="HOST:PORT", help="For a deployment: its SuperLink, on this machine."),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            min=1,
+            max=256,
+            help="Share simulated holders out over N processes. By default one for each 25, no more than cores.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the plan of DIR over its data holders. Budgets go on from what earlier runs spent."""
     from ringfence_server.cli_run import run_directory  # noqa: PLC0415
 
     raise typer.Exit(
-        run_directory(directory, plan=plan, out=out, seed=seed, resume=resume, superlink=superlink, as_json=as_json)
+        run_directory(
+            directory,
+            plan=plan,
+            out=out,
+            seed=seed,
+            resume=resume,
+            superlink=superlink,
+            processes=workers,
+            as_json=as_json,
+        )
     )
 
 

@@ -13,7 +13,7 @@ from ringfence_server.forecast import forecast, forecast_document
 from ringfence_server.occupation import occupied
 from ringfence_server.run_file import RunFile, new_run_id, start_run, unfinished_run
 from ringfence_server.scenario import bundled_scenario, copy_scenario, load_scenario
-from ringfence_server.worker_process import WorkerProcess, worker_process
+from ringfence_server.worker_process import WorkerProcess, processes_for, worker_process
 
 _DEMO_MARK = "ringfence-demo.json"
 
@@ -36,14 +36,30 @@ def fresh_copy(name: str, *, out: Path, as_json: bool) -> Path:
 
 def run_directory(
     directory: Path, *, plan: Path | None, out: Path | None, seed: int | None, resume: bool, as_json: bool,
-    superlink: str | None = None,
+    superlink: str | None = None, processes: int | None = None,
 ) -> int:  # fmt: skip
-    """Run a scenario directory in a process of its own, or a deployment over its SuperLink, and follow it.
+    """Run a scenario directory in processes of its own, or a deployment over its SuperLink, and follow it.
+
+    Args:
+        directory: The scenario or deployment.
+        plan: The plan, where it is not the directory's own.
+        out: Where results go.
+        seed: Makes the run a rehearsal: NOT PRIVATE.
+        resume: Go on with the run that was interrupted.
+        as_json: Say the end as JSON, and nothing before.
+        superlink: The SuperLink of a deployment.
+        processes: Over how many processes a scenario's holders are shared out; by default as its size is worth.
 
     Returns:
         The exit code.
     """
     if is_deployment(directory):
+        if processes is not None:
+            raise UsageError(
+                "the data holders of a deployment have processes of their own",
+                where="--workers",
+                next_step="leave it out: it is for a scenario, whose holders are simulated on this machine",
+            )
         from ringfence_server.cli_deployed import run_deployment  # noqa: PLC0415 -- Flower, needed only here
 
         return run_deployment(
@@ -62,12 +78,14 @@ def run_directory(
             run = unfinished_run(directory).next_attempt()
             run.save()
             start = events_so_far(run)
-            with worker_process(Path(run.directory), lock) as worker:
+            count = processes or processes_for(len(run.cards))
+            with worker_process(Path(run.directory), lock, processes=count) as worker:
                 return _follow(run, worker, as_json=as_json, start=start)
     scenario = load_scenario(directory, plan=plan)
     plans = [scenario.plan, *scenario.other_plans().values()] if plan is None else [scenario.plan]
-    run_id = new_run_id()
-    with occupied(directory) as lock, worker_process(directory.resolve() / "runs" / run_id, lock) as worker:
+    run_id, count = new_run_id(), processes or processes_for(len(scenario.holders))
+    place = directory.resolve() / "runs" / run_id
+    with occupied(directory) as lock, worker_process(place, lock, processes=count) as worker:
         previews = [forecast_document(one, forecast(scenario, one)) for one in plans]
         run = start_run(scenario, out=out, seed=seed, run_id=run_id)
         write_durably(Path(run.directory) / "preview.json", json.dumps(previews).encode())

@@ -1,4 +1,4 @@
-"""Flower's Grid inside one process: the messages are Flower's own, the transport is a function call.
+"""Flower's Grid on one machine: the messages are Flower's own, the transport is a function call.
 
 Flower's simulation is wired to Ray, which costs a minute of start-up and a gigabyte (docs/decisions/0001). Everything
 above the transport is unchanged: the same Strategy, Message and holder code run here and over a SuperLink.
@@ -32,7 +32,7 @@ class EmbeddedNode:
 
 
 class EmbeddedGrid(Grid):
-    """A Grid whose nodes live in this process.
+    """A Grid whose nodes live on this machine.
 
     Messages of one phase reach the holders' side together (`cohort_app`), so that many holders can be trained at once;
     each message is nevertheless gated, charged and answered for its own holder alone.
@@ -56,16 +56,7 @@ class EmbeddedGrid(Grid):
         self._cohort_app = cohort_app
         self._pause_seconds = pause_seconds
         self._nodes = {node.node_id: node for node in nodes}
-        self._contexts = {
-            node.node_id: Context(
-                run_id=flower_run_id,
-                node_id=node.node_id,
-                node_config=dict(node.config),
-                state=RecordDict(),
-                run_config={},
-            )
-            for node in nodes
-        }
+        self._contexts = {node.node_id: context_of(node, flower_run_id) for node in nodes}
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
@@ -111,10 +102,25 @@ class EmbeddedGrid(Grid):
 
     def _deliver(self, messages: list[Message]) -> list[Message]:
         contexts = [self._contexts[message.metadata.dst_node_id] for message in messages]
-        try:
-            return self._cohort_app(messages, contexts)
-        except Exception as error:  # noqa: BLE001 -- whatever failed there, the coordinator gets a reply
-            # The reason crosses to the coordinator: the type says enough, the text might hold a holder's data.
-            _log.error("the holders' side failed with %s", type(error).__name__)
-            reason = f"the holders' side failed: {type(error).__name__}"
-            return [Message(Error(code=FAULT_CODE, reason=reason), reply_to=message) for message in messages]
+        return answered(self._cohort_app, messages, contexts)
+
+
+def context_of(node: EmbeddedNode, flower_run_id: int) -> Context:
+    """What Flower tells an app about the node that it answers for."""
+    return Context(
+        run_id=flower_run_id, node_id=node.node_id, node_config=dict(node.config), state=RecordDict(), run_config={}
+    )
+
+
+def answered(cohort_app: CohortApp, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
+    """The holders' answers, or for each the failure that theirs amounts to."""
+    try:
+        return cohort_app(messages, contexts)
+    except Exception as error:  # noqa: BLE001 -- whatever failed there, the coordinator gets a reply
+        _log.error("the holders' side failed with %s", type(error).__name__)
+        return [failed(message, error) for message in messages]
+
+
+def failed(message: Message, error: Exception) -> Message:
+    """The reply where nothing answered. Its reason crosses to the coordinator: a text might hold a holder's data."""
+    return Message(Error(code=FAULT_CODE, reason=f"the holders' side failed: {type(error).__name__}"), reply_to=message)

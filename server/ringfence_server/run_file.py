@@ -24,6 +24,7 @@ T = TypeVar("T")
 ENROL = "ringfence_client.enrolment:enrol"
 INTRODUCE = "ringfence_client.enrolment:introduce"
 COHORT_APP = "ringfence_client.clientapp:cohort"
+CLOSE_NODES = "ringfence_client.clientapp:close_nodes"
 WORKROOM = "ringfence_client.open_workroom:OpenWorkroom"
 INITIAL_MODEL = "ringfence_client.models:initial_arrays"
 # What it needs besides where the model is a module of the plan's own.

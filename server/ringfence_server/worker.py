@@ -1,14 +1,18 @@
 """The process of one run: holders in this process, Flower's ServerApp, and an end that says how it went.
 
-Started as `python -m ringfence_server.worker RUN_DIRECTORY`. It loads what a run needs, and begins when a line comes on
-its standard input; where that ends instead, it ends too. Exit codes: 0 done, 1 fault, 2 wrong usage, 3 refused. What
-happens is written to events.jsonl of the run directory; the last event of a failed run is `run-failed`.
+Started as `python -m ringfence_server.worker RUN_DIRECTORY [PROCESSES]`. It loads what a run needs, and begins when a
+line comes on its standard input; where that ends instead, it ends too. The holders live in so many processes, of which
+this is one. Exit codes: 0 done, 1 fault, 2 wrong usage, 3 refused. What happens is written to events.jsonl of the run
+directory; the last event of a failed run is `run-failed`.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Set before Flower is imported: a holder's machine calls nobody, and one process must not fight over two cores.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -16,21 +20,35 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from ringfence_policy.errors import RingfenceError
 from ringfence_server.run_failure import FLOWER_LOG, keep_log, told
-from ringfence_server.run_file import COHORT_APP, RUN_DIRECTORY, WORKROOM, RunFile, reach
+from ringfence_server.run_file import CLOSE_NODES, COHORT_APP, RUN_DIRECTORY, WORKROOM, RunFile, reach
+
+if TYPE_CHECKING:
+    from ringfence_server.holder_processes import HolderProcesses
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out the run in the directory that the one argument names, once told to."""
-    directory = Path(arguments[0])
+    """Carry out the run in the directory that the first argument names, once told to."""
+    directory, count = Path(arguments[0]), int(arguments[1]) if arguments[1:] else 1
     keep_log(directory)
     try:
-        with told(directory):
+        with told(directory), _in_processes(count) as processes:
             _load()
             if sys.stdin.readline():
-                run_embedded(RunFile.load(directory))
+                run_embedded(RunFile.load(directory), processes=processes)
     except RingfenceError as error:
         return error.exit_code
     return 0
+
+
+@contextmanager
+def _in_processes(count: int) -> Iterator["HolderProcesses | None"]:
+    if count == 1:
+        yield None
+        return
+    from ringfence_server.holder_processes import holder_processes  # noqa: PLC0415 -- as below
+
+    with holder_processes(count) as processes:
+        yield processes
 
 
 def _load() -> None:
@@ -42,12 +60,13 @@ def _load() -> None:
     reach(WORKROOM)
 
 
-def run_embedded(run: RunFile, *, pause_seconds: float = 0.0) -> None:
-    """Run Flower's ServerApp over nodes in this process.
+def run_embedded(run: RunFile, *, pause_seconds: float = 0.0, processes: "HolderProcesses | None" = None) -> None:
+    """Run Flower's ServerApp over nodes on this machine.
 
     Args:
         run: The run.
         pause_seconds: How long each round waits before it trains, so that people can follow it.
+        processes: Over which the nodes are shared out; all in this process where left out.
     """
     from flwr.app import Context, RecordDict  # noqa: PLC0415 -- after logging is set up: Flower logs at import
 
@@ -64,9 +83,11 @@ def run_embedded(run: RunFile, *, pause_seconds: float = 0.0) -> None:
         )
         for node_id, card in run.nodes().items()
     ]
+    if processes is not None:
+        processes.take_in(nodes, flower_run_id=run.flower_run_id)
     grid = EmbeddedGrid(
         nodes=nodes,
-        cohort_app=reach(COHORT_APP),
+        cohort_app=processes or reach(COHORT_APP),
         flower_run_id=run.flower_run_id,
         pause_seconds=pause_seconds,
     )
@@ -77,7 +98,10 @@ def run_embedded(run: RunFile, *, pause_seconds: float = 0.0) -> None:
         state=RecordDict(),
         run_config={RUN_DIRECTORY: run.directory},
     )
-    app(grid, context)
+    try:
+        app(grid, context)
+    finally:
+        reach(CLOSE_NODES)()
 
 
 def _quiet_flower(directory: Path) -> None:

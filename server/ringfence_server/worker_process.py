@@ -12,6 +12,13 @@ from ringfence_server.occupation import name_occupant
 from ringfence_server.run_failure import LOG
 
 _GRACE_SECONDS = 10
+# Fewer are answered sooner by one process: each loads, and verifies what others have verified.
+_HOLDERS_EACH = 25
+
+
+def processes_for(holders: int) -> int:
+    """How many processes so many simulated holders are worth on this machine."""
+    return max(1, min(os.cpu_count() or 1, holders // _HOLDERS_EACH))
 
 
 class WorkerProcess:
@@ -40,7 +47,7 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(directory: Path, lock: int) -> Iterator[WorkerProcess]:
+def worker_process(directory: Path, lock: int, *, processes: int) -> Iterator[WorkerProcess]:
     """A run's own process, until the block ends. Loading takes longer than preparing a run, so it is started first.
 
     Before it is told to begin it ends with whoever started it, and nothing was done. Afterwards it ends when this
@@ -49,12 +56,13 @@ def worker_process(directory: Path, lock: int) -> Iterator[WorkerProcess]:
     Args:
         directory: The run's directory; made where there is none, and removed where no run came of it.
         lock: The scenario's lock, which the process holds too.
+        processes: Over how many processes, itself included, it shares out the holders.
     """
     directory.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
     with (directory / LOG).open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own module, with a path we made
-            [sys.executable, "-m", "ringfence_server.worker", str(directory)],
+            [sys.executable, "-m", "ringfence_server.worker", str(directory), str(processes)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from ringfence_policy.errors import RunFailed
 from ringfence_policy.protocol import FAULT_CODE, REFUSED_CODE
 from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
-from ringfence_server.flower_adapter import COORDINATOR_NODE_ID, become_serverapp, stamp
+from ringfence_server.flower_adapter import COORDINATOR_NODE_ID, become_serverapp, from_bytes, stamp, to_bytes
 from ringfence_server.governed_strategy import CohortView
 from ringfence_server.round_grid import RoundGrid
 
@@ -87,6 +87,21 @@ def test_a_message_has_no_id_until_it_is_stamped_and_its_reply_names_the_stamp()
     assert reply.metadata.reply_to_message_id == first
     assert reply.metadata.src_node_id == 1001
     assert stamp(Message(RecordDict(), 1001, "train")) != first
+
+
+def test_a_message_and_its_reply_pass_through_bytes_unchanged():
+    message = Message(RecordDict({"body": ConfigRecord({"data": b"\x00\xff", "text": "t"})}), 5, "train", ttl=30.0)
+    message.content["arrays"] = ArrayRecord({"file": Array(dtype="uint8", shape=(3,), stype="file", data=b"abc")})
+    stamp(message)
+    there = from_bytes(to_bytes(message))
+    for name in ("message_id", "dst_node_id", "src_node_id", "message_type", "created_at", "ttl", "run_id", "group_id"):
+        assert getattr(there.metadata, name) == getattr(message.metadata, name)
+    assert there.content == message.content
+    replies = [reply_to(there, w=[1.5]), Message(Error(code=REFUSED_CODE, reason="no"), reply_to=there)]
+    back = [from_bytes(to_bytes(reply)) for reply in replies]
+    assert [reply.metadata.reply_to_message_id for reply in back] == [message.metadata.message_id] * 2
+    assert back[0].content == replies[0].content
+    assert (back[1].error.code, back[1].error.reason) == (REFUSED_CODE, "no")
 
 
 def test_how_long_a_message_lives_can_be_set_until_it_is_sent_and_bounds_its_reply():
