@@ -395,37 +395,28 @@ class LedgerReader:
         """
         if run_id is None:
             return self._any_run(budget, reserved=reserved) is not None
-        if self._is_the_only_run(budget.dataset_id, run_id):
-            return False
-        key = ("adaptive", budget.dataset_id, budget.policy_id, run_id, reserved)
-        return self._while_unchanged(key, lambda: self._has_other_runs(budget, run_id, reserved=reserved))
-
-    def _is_the_only_run(self, dataset_id: str, run_id: str) -> bool:
-        """Whether every hold of a dataset is of one run. Then no policy of it and no state of a hold need be asked."""
-        whole = self._dataset_budget(dataset_id)
-        key = ("only", dataset_id, run_id)
-        return self._while_unchanged(key, lambda: not self._has_other_runs(whole, run_id, reserved=True))
+        # Where every hold of the dataset is of this run, no policy of it and no state of a hold need be asked.
+        whole = self._dataset_budget(budget.dataset_id)
+        return self._has_other_runs(whole, run_id, reserved=True) and (
+            self._has_other_runs(budget, run_id, reserved=reserved)
+        )
 
     def _has_other_runs(self, budget: Budget, run_id: str, *, reserved: bool) -> bool:
         # Two ranges of the index over runs: the holds of this run, however many, are not looked at.
-        runs = self._database.rows(
+        sql = (
             "SELECT EXISTS (SELECT 1 FROM hold INDEXED BY hold_of_run WHERE run_id < ?4 AND dataset_id = ?1 "
             "AND (?2 IS NULL OR policy_id = ?2) AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))"
             ") OR EXISTS (SELECT 1 FROM hold INDEXED BY hold_of_run WHERE run_id > ?4 AND dataset_id = ?1 "
             "AND (?2 IS NULL OR policy_id = ?2) AND (state IN ('sending', 'committed') OR (?3 AND state = 'reserved'))"
-            ")",
-            (budget.dataset_id, budget.policy_id, reserved, run_id),
+            ")"
         )
-        return bool(runs[0][0])
+        asked = (budget.dataset_id, budget.policy_id, reserved, run_id)
+        return self._while_unchanged(("others", *asked), lambda: bool(self._database.rows(sql, asked)[0][0]))
 
     def _several_runs(self, budget: Budget, *, reserved: bool) -> bool:
         """Whether what counts against a budget comes from more than one run."""
         if not any(mechanism.sampling_rate < 1 for mechanism, _ in self.history(budget.dataset_id)):
             return False  # a sum of unsampled mechanisms is a filter by itself: their cost does not depend on this
-        whole = self._dataset_budget(budget.dataset_id)
-        some = self._while_unchanged(("some run", budget.dataset_id), lambda: self._any_run(whole, reserved=True))
-        if some is None or self._is_the_only_run(budget.dataset_id, some):
-            return False
         one = self._any_run(budget, reserved=reserved)
         return one is not None and self._is_adaptive(budget, run_id=one, reserved=reserved)
 

@@ -65,7 +65,7 @@ DOORS = {
 # What Flower publishes is what its own documentation imports; anything else may move with any release.
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 FLOWER_INTERNAL = {
-    "flwr.proto.message_pb2": {"ringfence_client.flower_messages"},
+    "flwr.proto.message_pb2": {"ringfence_client.flower_messages", "ringfence_server.flower_adapter"},
     "flwr.supercore.task_identity": {"ringfence_server.flower_adapter"},
     "flwr.supercore.run": {
         "ringfence_server.flower_adapter",
@@ -82,7 +82,11 @@ FLOWER_INTERNAL = {
     },
     # The Control interface of a SuperLink: Flower types it and does not publish it. test_flower_control.py pins it.
     "flwr.cli.build": {"ringfence_server.flower_control"},
-    "flwr.common.serde": {"ringfence_server.flower_control", "ringfence_client.flower_messages"},
+    "flwr.common.serde": {
+        "ringfence_server.flower_adapter",
+        "ringfence_server.flower_control",
+        "ringfence_client.flower_messages",
+    },
     "flwr.proto.control_pb2": {"ringfence_server.flower_control"},
     "flwr.supercore.control": {"ringfence_server.flower_control"},
     "flwr.supercore.fab": {"ringfence_server.flower_control"},
@@ -96,7 +100,9 @@ ENVIRONMENT = {
     "ringfence_client.cohort_trainer": "how many threads it may start",
     "ringfence_client.walls": "names a directory that exists to torch, which can make none behind the walls",
     "ringfence_server.worker": "turns Flower's telemetry off before Flower is imported",
-    "ringfence_server.cli_run": "hands the worker its number of threads",
+    "ringfence_server.worker_process": "hands the worker its number of threads",
+    "ringfence_server.holder_processes": "hands each process of holders its number of threads",
+    "ringfence_server.holder_process": "turns Flower's telemetry off, as the worker does",
     "ringfence_server.control.runner": "hands a run's process its number of threads",
     "ringfence_server.superlink": "hands the SuperLink its environment, without any variable of Flower's own",
 }
