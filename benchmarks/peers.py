@@ -46,10 +46,12 @@ PACKAGES = {
 }
 TITLES = {
     "ringfence": "Ringfence, all of it",
+    "ringfence-one": "Ringfence, one process",
     "flower": "Flower, Ray, Opacus",
     "pfl": "pfl, one process",
     "pfl-cores": "pfl, a process per core",
 }
+OURS = ("ringfence", "ringfence-one")
 # What this project wants of itself: how many times a peer's steady rate, and how many times sooner the first round.
 WANTED = {"flower": (50, 5), "pfl": (10, 5), "pfl-cores": (10, 5)}
 FEATURES, HIDDEN, ROWS, STEPS, BATCH = 30, (64, 64), 512, 8, 64
@@ -118,7 +120,8 @@ def measure(contestant: str, *, repetition: int, work: Path, rounds: int, argume
         "epsilon": arguments.flower_epsilon,
     }
     enrolling = None
-    if contestant == "ringfence":
+    if contestant in OURS:
+        task["workers"] = 1 if contestant == "ringfence-one" else os.cpu_count()
         built = build_scenario(
             work / "scenario",
             holders=arguments.holders,
@@ -172,7 +175,7 @@ def measure(contestant: str, *, repetition: int, work: Path, rounds: int, argume
 
 def _command(contestant: str, environments: Path, task: Path) -> list[str]:
     match contestant:
-        case "ringfence":
+        case "ringfence" | "ringfence-one":
             return [sys.executable, str(RUNNERS / "ringfence_run.py"), str(task)]
         case "flower":
             return [str(environments / "flower" / "bin" / "python"), str(RUNNERS / "flower_ray.py"), str(task)]
@@ -187,7 +190,7 @@ def _environment(contestant: str, work: Path) -> dict[str, str]:
     environment = dict(os.environ)
     # Ringfence chooses its own threads. In the others one process per core works on its own.
     environment.pop("OMP_NUM_THREADS", None)
-    if contestant == "ringfence":
+    if contestant in OURS:
         return environment
     environment.pop("PYTHONPATH", None)
     return environment | {
@@ -222,7 +225,7 @@ def compare(measurements: Sequence[Measurement]) -> dict[str, dict[str, list[flo
     ratios: dict[str, dict[str, list[float]]] = {}
     for peer in measurements:
         own = ours.get(peer.repetition)
-        if own is None or peer.contestant == "ringfence":
+        if own is None or peer.contestant in OURS:
             continue
         found = ratios.setdefault(peer.contestant, {"steady_rate": [], "first_round": [], "cpu": []})
         found["steady_rate"].append(own.steady_rate / peer.steady_rate)
@@ -301,11 +304,12 @@ def main() -> int:
         prepare(arguments.environments)
         return 0
     missing = [name for name in PACKAGES if not (arguments.environments / name).exists()]
-    if missing and set(arguments.only) - {"ringfence"}:
+    if missing and set(arguments.only) - set(OURS):
         parser.error(f"no environment for {', '.join(missing)}: run with --prepare first")
     arguments.environments = arguments.environments.absolute()
     rounds = {
         "ringfence": arguments.rounds,
+        "ringfence-one": arguments.rounds,
         "flower": arguments.flower_rounds,
         "pfl": arguments.pfl_rounds,
         "pfl-cores": arguments.pfl_rounds,

@@ -47,6 +47,7 @@ class Line:
     rounds: int
     rows: int
     parameters: int
+    workers: int
     enrolling_seconds: float
     first_round_seconds: float
     wall_seconds: float
@@ -56,7 +57,7 @@ class Line:
     client_rounds_per_second: float
 
 
-def measure(sweep: str, *, holders: int, rounds: int, rows: int, width: int) -> Line:
+def measure(sweep: str, *, holders: int, rounds: int, rows: int, width: int, workers: int) -> Line:
     """Build a scenario, run it, and say what it cost.
 
     Raises:
@@ -65,7 +66,7 @@ def measure(sweep: str, *, holders: int, rounds: int, rows: int, width: int) -> 
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "scenario"
         built = build_scenario(directory, holders=holders, rows=rows, hidden=(width, width), rounds=rounds)
-        command = [str(Path(sys.executable).with_name("ringfence")), "run", str(directory)]
+        command = [str(Path(sys.executable).with_name("ringfence")), "run", str(directory), "--workers", str(workers)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         cost = run_measured(command, environment=environment, log=Path(place) / "log", timeout_seconds=TIMEOUT_SECONDS)
         if cost.exit_code != 0:
@@ -82,6 +83,7 @@ def measure(sweep: str, *, holders: int, rounds: int, rows: int, width: int) -> 
         rounds=rounds,
         rows=rows,
         parameters=30 * width + width + width * width + width + width + 1,
+        workers=workers,
         enrolling_seconds=built.enrolling_seconds,
         first_round_seconds=ends[0] - cost.started_at,
         wall_seconds=cost.wall_seconds,
@@ -123,6 +125,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
 def _print(result: Mapping[str, Any]) -> None:
     names = {
         "sweep": "sweep", "holders": "holders", "rounds": "rounds", "rows": "rows", "parameters": "parameters",
+        "workers": "processes",
         "enrolling_seconds": "enrol s", "first_round_seconds": "first round s", "wall_seconds": "wall s",
         "cpu_seconds": "CPU s", "peak_mebibytes": "peak MiB", "steady_cpu_ms": "ms/holder-round",
         "client_rounds_per_second": "holder-rounds/s",
@@ -143,6 +146,7 @@ def main() -> int:
     parser.add_argument("--values", type=int, nargs="+", help="of the one sweep that was named")
     for name, value in BASE.items():
         parser.add_argument(f"--{name}", type=int, default=value, help="where it is not what grows")
+    parser.add_argument("--workers", type=int, default=1, help="processes that the holders are shared out over")
     parser.add_argument("--plot", type=Path, help="draw the lines to this file as well")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_args()
@@ -153,7 +157,7 @@ def main() -> int:
     for sweep in sweeps:
         for value in arguments.values or SWEEPS[sweep]:
             sizes = {name: getattr(arguments, name) for name in BASE} | {sweep: value}
-            lines.append(measure(sweep, **sizes))
+            lines.append(measure(sweep, **sizes, workers=arguments.workers))
             print(f"{sweep} {value}: {lines[-1].wall_seconds:.1f} s", file=sys.stderr)
     if arguments.plot:
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)

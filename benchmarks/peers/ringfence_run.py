@@ -24,7 +24,8 @@ def main() -> int:
     task = json.loads(task_path.read_text())
     scenario = Path(task["scenario"])
     command = Path(sys.executable).with_name("ringfence")
-    code = subprocess.run([command, "run", scenario], check=False).returncode  # noqa: S603 -- our own command
+    arguments = [command, "run", scenario, "--workers", str(task["workers"])]
+    code = subprocess.run(arguments, check=False).returncode  # noqa: S603 -- our own command
     if code != 0:
         return code
     (events,) = (scenario / "runs").glob("*/events.jsonl")

@@ -255,7 +255,7 @@ def _libraries() -> str:
 
 
 def _noise() -> str:
-    from ringfence_client.noise import SecureNoise, check_noise  # noqa: PLC0415 - loads torch
+    from ringfence_client.noise import SecureNoise, check_noise  # noqa: PLC0415 - numpy and a cipher, needed only here
 
     check_noise(SecureNoise())
     return "the noise has the spread it claims, from the operating system's random source"

@@ -38,7 +38,7 @@ def following(run: RunFile, *, resume: str) -> Iterator[None]:
         resume: The options that take it up again.
 
     Raises:
-        RunFailed: This process was interrupted; whatever the block started was ended by then.
+        RunFailed: This process was interrupted.
     """
     try:
         with termination_interrupts():

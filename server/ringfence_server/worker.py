@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     directory, count = Path(arguments[0]), int(arguments[1]) if arguments[1:] else 1
     keep_log(directory)
     try:
-        with told(directory), _in_processes(count) as processes:
+        with told(directory), in_processes(count) as processes:
             _load()
             if sys.stdin.readline():
                 run_embedded(RunFile.load(directory), processes=processes)
@@ -41,7 +41,12 @@ def main(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _in_processes(count: int) -> Iterator["HolderProcesses | None"]:
+def in_processes(count: int) -> Iterator["HolderProcesses | None"]:
+    """Processes for a run's holders for the length of the block, this one among them; None where it is the only one.
+
+    Args:
+        count: How many.
+    """
     if count == 1:
         yield None
         return

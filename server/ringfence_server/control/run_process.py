@@ -24,7 +24,8 @@ from ringfence_server.occupation import name_occupant, occupied
 from ringfence_server.run_failure import keep_log, told
 from ringfence_server.run_file import RunFile, start_run, without_declined
 from ringfence_server.scenario import load_scenario
-from ringfence_server.worker import run_embedded
+from ringfence_server.worker import in_processes, run_embedded
+from ringfence_server.worker_process import processes_for
 
 BUSY = 75
 INTERRUPTED = 1
@@ -42,8 +43,11 @@ def main(arguments: list[str]) -> int:
             if is_deployment(site):
                 _follow(site, directory, order)
             else:
+                os.set_inheritable(lock, True)  # noqa: FBT003 -- processes of holders hold the scenario as well
                 with told(directory):
-                    run_embedded(_run(site, directory, order), pause_seconds=order["pause_seconds"])
+                    run = _run(site, directory, order)
+                    with in_processes(processes_for(len(run.cards))) as processes:
+                        run_embedded(run, pause_seconds=order["pause_seconds"], processes=processes)
     except ScenarioBusy:
         return BUSY
     except KeyboardInterrupt:
