@@ -6,6 +6,7 @@ other.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ringfence_policy.facts import Cost
 from ringfence_policy.ledger import HoldState, PrivacyLedger
 from ringfence_policy.plan import TrainerName
 from ringfence_policy.protocol import UseRequest
+from ringfence_policy.vocabulary import Action
 
 _SCHEMA_VERSION = 1
 _STATEMENTS = (
@@ -83,19 +85,24 @@ class Outbox:
             connection.execute(
                 "INSERT INTO outbox VALUES (?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET description = excluded.description, arrays = excluded.arrays",
-                (request.run_id, _use(request), json.dumps(description, sort_keys=True), reply.file),
+                (
+                    request.run_id,
+                    _use(request.action, request.round_number),
+                    json.dumps(description, sort_keys=True),
+                    reply.file,
+                ),
             )
 
     def find(self, ledger: PrivacyLedger, request: UseRequest) -> StoredReply | None:
         """The reply that already left for this use, or None where it has to be made."""
         found = self._database.rows(
-            "SELECT description, arrays FROM outbox WHERE run_id = ? AND use = ?", (request.run_id, _use(request))
+            "SELECT description, arrays FROM outbox WHERE run_id = ? AND use = ?",
+            (request.run_id, _use(request.action, request.round_number)),
         )
         if not found:
             return None
         description, data = json.loads(found[0][0]), found[0][1]
-        hold = ledger.hold(description["hold_id"]) if description["hold_id"] else None
-        if hold is None or hold.state not in _LEFT or hold.update_digest != description["digest"]:
+        if not _has_left(ledger, description):
             return None
         if description["base_model_digest"] != request.base_model_digest:
             return None
@@ -113,6 +120,14 @@ class Outbox:
             file=data if rows is None else b"",
         )
 
+    def cost_of(self, ledger: PrivacyLedger, run_id: str, *, round_number: int) -> Cost | None:
+        """What a round cost whose update left already and would only be sent again; None where none left."""
+        found = self._database.rows(
+            "SELECT description FROM outbox WHERE run_id = ? AND use = ?", (run_id, _use(Action.TRAIN, round_number))
+        )
+        description = json.loads(found[0][0]) if found else None
+        return Cost(**description["cost"]) if description and _has_left(ledger, description) else None
+
     def empty(self, run_id: str) -> None:
         """Forget a run's replies: it has ended, and none is asked for again."""
         if self.waiting(run_id):
@@ -125,5 +140,10 @@ class Outbox:
         return [use for (use,) in found]
 
 
-def _use(request: UseRequest) -> str:
-    return f"{request.action.value}-{request.round_number:06d}"
+def _use(action: Action, round_number: int) -> str:
+    return f"{action.value}-{round_number:06d}"
+
+
+def _has_left(ledger: PrivacyLedger, description: Mapping[str, Any]) -> bool:
+    hold = ledger.hold(description["hold_id"]) if description["hold_id"] else None
+    return hold is not None and hold.state in _LEFT and hold.update_digest == description["digest"]

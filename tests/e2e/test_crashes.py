@@ -262,6 +262,39 @@ def test_a_private_update_that_left_is_sent_again_and_never_made_again(
     assert summary["private"] is True
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("ringfence_client.clientapp:finish", ROUNDS * HOLDERS - 1, "after"),
+        Fault("ringfence_server.governor:Governor.receive", ROUNDS, "after"),
+    ],
+    ids=["one has sent", "all have sent"],
+)
+def test_an_update_that_left_is_sent_again_also_where_it_took_the_last_of_the_budget(
+    fault: Fault, zygote: Zygote, tmp_path: Path
+) -> None:
+    tight = {"training.rounds": ROUNDS, "privacy.noise_multiplier_max": "8"}
+    lost, whole = (
+        write_scenario(
+            tmp_path / name, holders=NAMES, plan=tight, policies={each: {"data.rehearsal": "allowed"} for each in NAMES}
+        )
+        for name in ("lost", "whole")
+    )
+    assert zygote.work(zygote.start(whole.directory, seed=7)) == 0
+    run = zygote.start(lost.directory, seed=7)
+    assert zygote.work(run, fault=fault) == KILLED
+    # One more use of alder's data would not fit.
+    meter = holder_state(lost, "alder").meters["policy", "epsilon"]
+    assert meter.cap - meter.committed < meter.cap / ROUNDS / 10
+    assert zygote.resume(lost.directory) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["evidence"]["verified"] is True, [c for c in summary["evidence"]["checks"] if not c["passed"]]
+    assert [one["cohort"] for one in summary["rounds"] if one["committed"]] == [list(NAMES)] * ROUNDS
+    models = [max((one.directory / "runs").iterdir()) / "model.safetensors" for one in (lost, whole)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    assert holder_state(lost, "alder").meters == holder_state(whole, "alder").meters
+
+
 def test_a_run_survives_being_killed_in_every_one_of_its_attempts(
     zygote: Zygote, baselines: dict[str, TinyScenario], tmp_path: Path
 ) -> None:
