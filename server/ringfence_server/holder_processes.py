@@ -40,9 +40,8 @@ class _Part:
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             )
 
-    def close(self) -> None:
-        """Let it end, which it does when nobody is there to ask."""
-        self.connection.close()
+    def wait(self) -> None:
+        """Wait for its end, which comes when the connection was closed: nobody is there to ask."""
         try:
             self.process.wait(timeout=_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -91,7 +90,8 @@ class HolderProcesses:
 @contextmanager
 def holder_processes(count: int) -> Iterator[HolderProcesses]:
     """So many processes, this one included, for the length of the block. The others end with it, however it ends."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(said) if said.isdecimal() else os.cpu_count() or 1
     others: list[_Part] = []
     try:
         for _ in range(count - 1):
@@ -99,7 +99,9 @@ def holder_processes(count: int) -> Iterator[HolderProcesses]:
         yield HolderProcesses(others)
     finally:
         for other in others:
-            other.close()
+            other.connection.close()
+        for other in others:
+            other.wait()
 
 
 def send(connection: "Connection[bytes, bytes]", messages: Sequence[Message]) -> None:
