@@ -92,11 +92,12 @@ def test_a_second_demonstration_keeps_the_first_one(
     out, summary = demonstration
     started: list[RunFile] = []
 
-    def follow(run: RunFile, *_: object, as_json: bool) -> int:
+    def follow(run: RunFile, *_: object, as_json: bool, start: int) -> int:
+        assert start == 0
         started.append(run)
         return 0 if as_json else 1
 
-    monkeypatch.setattr(cli_run, "_follow_worker", follow)
+    monkeypatch.setattr(cli_run, "_follow", follow)
     assert cli_run.demonstrate("heart", out=out, seed=None, as_json=True) == 0
     assert [run.run_id != summary["run_id"] for run in started] == [True]
     kept = out.with_name(f"{out.name}.1")
