@@ -13,6 +13,7 @@ cohort with the same repeatable noise, and their weights must agree within 1e-5 
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -57,6 +58,7 @@ def measure(
     for repetition in range(repetitions + 1):
         for name, (kernel, threads) in ways.items():
             torch.set_num_threads(threads)
+            os.environ["OMP_NUM_THREADS"] = str(threads)  # the compiled kernel's cohort goes by this
             jobs = make_jobs(data, model, arrays, [SecureNoise() for _ in data])
             started = time.perf_counter()
             CohortTrainer(kernel).train(jobs)

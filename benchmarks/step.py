@@ -24,9 +24,9 @@ from opacus import PrivacyEngine
 from torch import nn
 
 from ringfence_client.bookkeeping_trainer import BookKeepingTrainer
-from ringfence_client.cohort_trainer import SUPPORTED, CohortTrainer
+from ringfence_client.cohort_trainer import CohortTrainer
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import code_digest, initial_arrays
+from ringfence_client.models import BUILT_IN, code_digest, initial_arrays
 from ringfence_client.modules import build_module
 from ringfence_client.noise import RehearsalNoise, SecureNoise
 from ringfence_client.opacus_trainer import OpacusTrainer
@@ -178,7 +178,7 @@ def contenders(model: Model, data: HolderData) -> dict[str, Callable[[], None]]:
         "book-keeping": by_trainer(BookKeepingTrainer(), model, data),
         NOISELESS: by_trainer(BookKeepingTrainer(), model, data, is_noised=False),
         "opacus (our trainer)": by_trainer(OpacusTrainer(), model, data),
-        **({"cohort": by_trainer(CohortTrainer(), model, data)} if model.spec["kind"] in SUPPORTED else {}),
+        **({"cohort": by_trainer(CohortTrainer(), model, data)} if model.spec["kind"] in BUILT_IN else {}),
         **{f"Opacus, {mode}": by_opacus(mode, model, data) for mode in ("hooks", "functorch", "ew", "ghost")},
     }
     return {name: run for name, run in found.items() if _warms_up(name, run)}
