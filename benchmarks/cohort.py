@@ -21,6 +21,7 @@ two runs on a busy machine differ more than the ratios within one: read the rati
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -205,6 +206,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what a cohort's own threads go by
     warnings.filterwarnings("ignore", module="opacus|torch")
     tables = [measure(count, repetitions=arguments.repetitions, seed=arguments.seed) for count in arguments.holders]
     chosen = f"ours, {kernels()[0].name}"

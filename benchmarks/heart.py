@@ -338,6 +338,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what a cohort's own threads go by
     centres = load_centres()
     lines = reference_lines(centres)
     lines += [

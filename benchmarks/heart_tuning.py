@@ -10,6 +10,7 @@ product's own trainer, mechanism and calibration, and is ranked by the mean of a
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from itertools import product
@@ -105,6 +106,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what a cohort's own threads go by
     rankings = {f"{epsilon:g}": rank(epsilon, worlds=arguments.worlds) for epsilon in arguments.epsilons}
     if arguments.json:
         print(json.dumps({"rankings": rankings, "worlds": arguments.worlds, "environment": environment()}, indent=2))

@@ -10,6 +10,7 @@ contenders one after another, and a ratio is the median over repetitions of the 
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -234,6 +235,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # what a cohort's own threads go by
     warnings.filterwarnings("ignore", module="opacus|torch")  # Opacus' hooks and its insecure noise
     result: dict[str, Any] = {"models": {}, "repetitions": arguments.repetitions, "seed": SEED, "verdicts": {}}
     for name in arguments.models:
