@@ -83,6 +83,7 @@ class AgentDoor:
         for task in left:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))  # what was aborted is closed in the loop's next turn
         self._loop.close()
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,11 +93,16 @@ class AgentDoor:
             writer.close()
             return
         self._open += 1
+        ends = [writer]
         try:
             inner_reader, inner_writer = await asyncio.open_unix_connection(str(self._inner))
+            ends.append(inner_writer)
             await asyncio.gather(_pass_on(reader, inner_writer), _pass_on(inner_reader, writer))
+            for end in ends:
+                await end.wait_closed()
         except (OSError, asyncio.CancelledError):
-            writer.close()
+            for end in ends:
+                end.transport.abort()
         finally:
             self._open -= 1
 

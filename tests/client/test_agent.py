@@ -198,6 +198,22 @@ def test_a_socket_path_that_is_too_long_says_so_and_the_usual_place_is_never_too
         AgentDoor(deep / "agent.sock", inner=tmp_path / "inner", users=frozenset({0}))
 
 
+def test_a_closed_door_leaves_neither_end_of_a_connection_open(tmp_path):
+    with sockets.socket(sockets.AF_UNIX) as inner, sockets.socket(sockets.AF_UNIX) as outer:
+        inner.bind(str(tmp_path / "inner.sock"))
+        inner.listen()
+        door = AgentDoor(tmp_path / "agent.sock", inner=tmp_path / "inner.sock", users=frozenset({os.getuid()}))
+        outer.connect(str(tmp_path / "agent.sock"))
+        passed, _ = inner.accept()
+        with passed:
+            outer.sendall(b"hello")
+            assert passed.recv(5) == b"hello"
+            door.close()
+            for end in (outer, passed):
+                end.settimeout(5)
+                assert end.recv(1) == b""
+
+
 def test_the_usual_place_is_in_the_holders_own_state(tmp_path):
     short = tmp_path.parents[-2] / "x"
     assert default_socket(short) == short / "state" / "door" / "agent.sock"
