@@ -4,22 +4,20 @@ Either is a use of the data. Exact counts say something about single records and
 that; noisy ones are a mechanism of their own, charged to the ledger, and all that is read off them costs nothing more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from ringfence_client.built_in import Float64Array, forward, layers_from, probabilities
 from ringfence_client.datasource import HolderData
-from ringfence_client.models import BUILT_IN, initial_arrays, layers_of
+from ringfence_client.models import BUILT_IN
 from ringfence_client.noise import NoiseSource, snapped
-from ringfence_client.workroom import check_arrays
 from ringfence_policy.errors import Unaccountable
 from ringfence_policy.mechanism import DpMechanism
 from ringfence_policy.vocabulary import Unit
-
-Float64Array = npt.NDArray[np.float64]
 
 CLASSES: Final = 2
 _ROWS_AT_ONCE: Final = 1 << 16
@@ -50,45 +48,18 @@ def scores(
         DocumentInvalid: The model cannot be built.
         TrustRefused: The arrays are not the model's.
     """
-    give_logits = _of_built_in if model.get("kind") in BUILT_IN else _of_module
+    feature_count = data.features.shape[1]
     pieces = [data.features[start : start + _ROWS_AT_ONCE] for start in range(0, data.records, _ROWS_AT_ONCE)]
-    logits = give_logits(model, arrays, data.features.shape[1], pieces)
+    if model.get("kind") in BUILT_IN:
+        layers = layers_from(model, arrays, feature_count)
+        logits = [forward(layers, piece)[-1][:, 0] for piece in pieces]
+    else:
+        from ringfence_client.modules import logits_of  # noqa: PLC0415 -- torch
+
+        logits = logits_of(model, arrays, feature_count, pieces)
     # A model with huge weights can score a record inf - inf. Each record must have a score whatever the model is: a
     # fault for some records only would tell which.
-    with np.errstate(over="ignore"):
-        probabilities: Float64Array = 1.0 / (1.0 + np.exp(-np.concatenate([np.zeros(0), *logits])))
-    return np.nan_to_num(probabilities, nan=0.5)
-
-
-def _of_built_in(
-    model: Mapping[str, Any],
-    arrays: Mapping[str, npt.NDArray[np.float32]],
-    feature_count: int,
-    pieces: Sequence[npt.NDArray[np.float32]],
-) -> list[Float64Array]:
-    expected = initial_arrays(model, feature_count)
-    check_arrays(arrays, {name: array.shape for name, array in expected.items()})
-    given = []
-    for piece in pieces:
-        # In float64: how a product is blocked, which follows the rows beside a row, then hardly moves its score.
-        rows = piece.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for position, (weight, bias) in enumerate(layers_of(expected)):
-                given_on = np.maximum(rows, 0.0) if position else rows
-                rows = given_on @ arrays[weight].T.astype(np.float64) + arrays[bias]
-        given.append(rows[:, 0])
-    return given
-
-
-def _of_module(
-    model: Mapping[str, Any],
-    arrays: Mapping[str, npt.NDArray[np.float32]],
-    feature_count: int,
-    pieces: Sequence[npt.NDArray[np.float32]],
-) -> list[Float64Array]:
-    from ringfence_client.modules import logits_of  # noqa: PLC0415 -- torch
-
-    return logits_of(model, arrays, feature_count, pieces)
+    return np.nan_to_num(probabilities(np.concatenate([np.zeros(0), *logits])), nan=0.5)
 
 
 def metrics_from_scores(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.float32]) -> Metrics:

@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ringfence_client.built_in import forward, layers_from, probabilities
 from ringfence_client.datasource import HolderData
 from ringfence_client.evaluation import Metrics, metrics_from_scores, scores
-from ringfence_client.models import BUILT_IN, Arrays, initial_arrays, layers_of
-from ringfence_client.workroom import check_arrays
+from ringfence_client.models import BUILT_IN, Arrays, initial_arrays
 
 # Fixed for all models and data, and not tuned: on features within [-1, 1] they bring a logistic regression close to its
 # optimum within a dozen rounds.
@@ -104,26 +104,20 @@ def train_without_privacy(
 def _descend(
     model: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]], data: HolderData, *, steps: int
 ) -> Arrays:
-    """The steps for a built-in model: linear layers with ReLU between them, and the mean of the logistic loss."""
-    expected = initial_arrays(model, data.features.shape[1])
-    check_arrays(arrays, {name: array.shape for name, array in expected.items()})
-    parameters = {name: arrays[name].astype(np.float64) for name in expected}
-    layers = [(parameters[weight], parameters[bias]) for weight, bias in layers_of(expected)]
-    features, labels = data.features.astype(np.float64), data.labels.astype(np.float64)
+    """The steps for a built-in model, on the mean of the logistic loss."""
+    feature_count = data.features.shape[1]
+    layers = layers_from(model, arrays, feature_count)
+    labels = data.labels.astype(np.float64)[:, None]
     for _ in range(steps):
-        inputs = [features]
-        for weight, bias in layers[:-1]:
-            inputs.append(np.maximum(inputs[-1] @ weight.T + bias, 0.0))
-        weight, bias = layers[-1]
-        with np.errstate(over="ignore"):
-            scored = 1.0 / (1.0 + np.exp(-(inputs[-1] @ weight.T + bias)))
-        gradient = (scored - labels[:, None]) / data.records
+        *inputs, logits = forward(layers, data.features)
+        gradient = (probabilities(logits) - labels) / data.records
         for layer, given in zip(reversed(layers), reversed(inputs), strict=True):
             slopes = gradient.T @ given, gradient.sum(axis=0)
             gradient = (gradient @ layer[0]) * (given > 0)
             for parameter, slope in zip(layer, slopes, strict=True):
                 np.subtract(parameter, LEARNING_RATE * slope, out=parameter)
-    return {name: parameter.astype(np.float32) for name, parameter in parameters.items()}
+    parameters = [parameter.astype(np.float32) for layer in layers for parameter in layer]
+    return dict(zip(initial_arrays(model, feature_count), parameters, strict=True))
 
 
 def _federated(
