@@ -141,7 +141,7 @@ class HolderNode:
         if shown is None:
             shown = self._settle(proposal, plan, papers.policy)
         self._trust.save()
-        return without_status(papers) or self._introduction(shown, papers, 1, known_size=proposal.known_size)
+        return without_status(papers) or self._introduction(shown, papers, known_size=proposal.known_size)
 
     def _judge_names(self, plan: TrainingPlan, papers: Papers) -> Decision:
         facts = use_request(
@@ -190,9 +190,8 @@ class HolderNode:
         if isinstance(papers, Decision):
             return papers
         self.acknowledge(offer.run_id)
-        return without_status(papers) or (
-            self._introduction(terms, papers, offer.round_number, known_size=offer.known_size)
-        )
+        refusal, round_number = without_status(papers), offer.round_number
+        return refusal or self._introduction(terms, papers, known_size=offer.known_size, round_number=round_number)
 
     def shown_next(self, terms: RunTerms, *, round_number: int) -> Introduction | None:
         """Fresh papers for a round, to go beside a view of all of our log; None where the answer would be a denial."""
@@ -200,7 +199,7 @@ class HolderNode:
         papers = self.papers(point=Point.BEFORE_TRAINING)
         if isinstance(papers, Decision) or without_status(papers) is not None:
             return None
-        return self._introduction(terms, papers, round_number, known_size=self.log.size)
+        return self._introduction(terms, papers, known_size=self.log.size, round_number=round_number)
 
     def judge_release(self, request: ReleaseRequest) -> ReleaseReply | Decision:
         """Decide whether the model may be released as the plan says (the fourth enforcement point)."""
@@ -466,17 +465,17 @@ class HolderNode:
             return True  # what cannot be read may have been anything
         return terms is None or terms.plan.runs_own_code
 
-    def _introduction(self, terms: RunTerms, papers: Papers, round_number: int, *, known_size: int) -> Introduction:
+    def _introduction(self, terms: RunTerms, papers: Papers, *, known_size: int, round_number: int = 0) -> Introduction:
+        """What is shown before a round; before any round (0), what a next one would cost."""
         sent = self.outbox.cost_of(self.ledger, terms.run_id, round_number=round_number)
-        standing = standing_of(self.ledger, terms, papers.policy, sent=sent)
-        left = standing.rounds_left - (sent is not None)
+        left = rounds_left(self.ledger, terms, papers.policy)
         return Introduction(
             holder_id=self.holder_id,
             keys=papers.keys_token,
             policy=papers.policy_token,
             status=papers.status_token,
             participation=self._participations.shown(terms, rounds_left=left, now_ms=self.clock()),
-            standing=standing,
+            standing=standing_of(self.ledger, terms, papers.policy, sent=sent),
             strangers=tuple(sorted(terms.plan.holders.keys() - self._known_peers().keys() - {self.holder_id})),
             coordinator_log_seen=self.coordinator_log_seen,
             log=self.log_view(since=known_size),
