@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import cache, lru_cache
+from functools import lru_cache
 from logging import getLogger
 from pathlib import Path
 from traceback import format_tb
@@ -61,7 +61,7 @@ S = TypeVar("S", bound=Prepared | Message)
 _log = getLogger(__name__)
 _prepared: ContextVar[Prepared] = ContextVar("ringfence_prepared_use")
 _adopted: dict[tuple[str, str], HolderNode] = {}
-_opened: list[HolderNode] = []
+_opened: dict[tuple[str, str], HolderNode] = {}
 _CLOSING_THREADS = 8
 
 
@@ -318,8 +318,11 @@ def _node(context: Context) -> HolderNode:
     return _adopted[key] if key in _adopted else _open_node(*key)
 
 
-@cache
 def _open_node(directory: str, coordinator_root: str) -> HolderNode:
+    """The node of a holder on this machine, opened when it is first asked for."""
+    known = _opened.get((directory, coordinator_root))
+    if known is not None:
+        return known
     # Torch and every trainer: whoever answers for a holder whose records are used elsewhere does without.
     from ringfence_client.holder_records import HolderRecords  # noqa: PLC0415
     from ringfence_client.open_workroom import OpenWorkroom  # noqa: PLC0415
@@ -327,14 +330,14 @@ def _open_node(directory: str, coordinator_root: str) -> HolderNode:
     home = HolderHome(Path(directory))
     records = HolderRecords(home.directory, salt=home.profile.dataset.dataset_id)
     root = PublicKey.from_jwk(json.loads(coordinator_root))
-    node = HolderNode(home, coordinator_root=root, workroom=OpenWorkroom(records))
-    _opened.append(node)
+    node = _opened[directory, coordinator_root] = HolderNode(
+        home, coordinator_root=root, workroom=OpenWorkroom(records)
+    )
     return node
 
 
 def close_nodes() -> None:
     """Close all nodes that were opened here. Closing waits for the disk: many at once wait no longer than a few."""
     with ThreadPoolExecutor(_CLOSING_THREADS) as pool:
-        list(pool.map(HolderNode.close, _opened))
+        list(pool.map(HolderNode.close, _opened.values()))
     _opened.clear()
-    _open_node.cache_clear()

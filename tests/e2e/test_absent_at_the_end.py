@@ -1,7 +1,6 @@
 """Data holders whose nodes are away when a run ends: they are asked again, and the run can be taken up again."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from ringfence_client import clientapp
 from ringfence_client.home import HolderHome
 from ringfence_client.officer import sign_policy
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.errors import RingfenceError, RunFailed
+from ringfence_policy.errors import RunFailed
 from ringfence_policy.verify import read_roots, verify_bundle
 from ringfence_server import conduct as conduct_module
 from ringfence_server.conduct import conduct
@@ -61,10 +60,7 @@ def at_its_end(tiny_scenario, monkeypatch):
         return run, grid
 
     yield start
-    for config in configs.values():
-        with suppress(RingfenceError):
-            clientapp._open_node(config["holder-dir"], config["coordinator-root"]).close()
-    clientapp._open_node.cache_clear()
+    clientapp.close_nodes()
 
 
 def test_a_holder_that_is_away_for_a_moment_at_the_end_is_asked_again(at_its_end):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from tiny_run import clauses_of, round_of
 
 from ringfence_client import clientapp, deadline
 from ringfence_client.home import HolderHome
-from ringfence_client.node import HolderNode
-from ringfence_policy.errors import RingfenceError, RunFailed
+from ringfence_policy.errors import RunFailed
 from ringfence_policy.ledger import HoldState
 from ringfence_policy.verify import Verification, read_roots, verify_bundle
 from ringfence_server.conduct import conduct
@@ -333,7 +331,6 @@ def test_a_strategy_with_a_memory_goes_on_after_a_round_it_missed(tiny_run):
 @pytest.fixture
 def carry_out(tiny_scenario: Any) -> Iterator[Callable[..., tuple[RunFile, Verification]]]:
     """Conducts a whole run over a Grid that a test has prepared, and verifies its evidence."""
-    opened: list[HolderNode] = []
 
     def go(prepare: Callable[[LateGrid, dict[str, int]], None], **changes: Any) -> tuple[RunFile, Verification]:
         run = start_run(load_scenario(tiny_scenario(**changes).directory), out=None, seed=None)
@@ -352,15 +349,11 @@ def carry_out(tiny_scenario: Any) -> Iterator[Callable[..., tuple[RunFile, Verif
         )
         prepare(grid, {card.holder_id: node_id for node_id, card in run.nodes().items()})
         conduct(grid, run)
-        opened.extend(clientapp._open_node(one["holder-dir"], root) for one in configs.values())
         directory = Path(run.directory)
         return run, verify_bundle(directory / "evidence.zip", read_roots(directory / "roots.json"))
 
     yield go
-    for node in opened:
-        with suppress(RingfenceError):
-            node.close()
-    clientapp._open_node.cache_clear()
+    clientapp.close_nodes()
 
 
 def chosen(nodes: dict[str, int], holder: str, round_number: int) -> Chosen:

@@ -5,7 +5,6 @@ Between coordinator and holders stands `TinyRun.deliver`, where a test may read,
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from tiny_scenario import TinyScenario
 from ringfence_client import clientapp
 from ringfence_client.home import HolderHome
 from ringfence_client.node import HolderNode
-from ringfence_policy.errors import RingfenceError
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.protocol import ARRAYS_RECORD, BODY_KEY, BODY_RECORD, SIGNATURE_KEY, Body, UseRequest
 from ringfence_policy.vocabulary import Action
@@ -98,10 +96,7 @@ class TinyRun:
 
     def restart_nodes(self) -> None:
         """Close every node; the next message opens it anew, as after a restart of the holders' machines."""
-        for holder in self.node_ids:
-            with suppress(RingfenceError):
-                self.node(holder).close()
-        clientapp._open_node.cache_clear()
+        clientapp.close_nodes()
 
     def home(self, holder: str) -> HolderHome:
         """The holder's directory."""
