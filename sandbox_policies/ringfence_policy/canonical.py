@@ -3,8 +3,9 @@
 Signed documents hold no floats: numbers with fractions are integers in a stated unit (micro-epsilon, pico-delta) or
 decimal strings. RFC 8785 would accept floats, but two readers may round them differently.
 
-Without floats, and with keys in ASCII, orjson writes exactly RFC 8785's bytes, hundreds of times as fast as the
-pure-Python reference; any other document goes to the reference. The tests hold the two against each other.
+Without floats, and with keys in ASCII, orjson writes exactly RFC 8785's bytes, and with the look for floats takes an
+eighth of the pure-Python reference's time; any other document goes to the reference. The tests hold the two against
+each other.
 """
 
 import hashlib
