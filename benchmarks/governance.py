@@ -40,6 +40,7 @@ from ringfence_policy.ledger import PrivacyLedger
 from ringfence_server import worker
 from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
 from ringfence_server.governor import Governor
+from ringfence_server.holder_processes import holder_processes
 from ringfence_server.round_messages import to_record
 from ringfence_server.run_file import INITIAL_MODEL, reach, start_run
 from ringfence_server.scenario import load_scenario
@@ -101,8 +102,8 @@ def governed(holders: int, rounds: int, hidden: Sequence[int]) -> dict[str, list
         directory = Path(place) / "scenario"
         build_scenario(directory, holders=holders, rows=64, hidden=hidden, rounds=rounds)
         run = start_run(load_scenario(directory), out=None, seed=None)
-        with timed(spent, marks):
-            worker.run_embedded(run)
+        with timed(spent, marks), holder_processes(1) as processes:
+            worker.run_embedded(run, processes)
     found: dict[str, list[float]] = defaultdict(list)
     for (cpu, wall, before), (cpu_after, wall_after, after) in itertools.pairwise(marks):
         scale = 1e3 / holders

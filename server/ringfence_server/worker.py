@@ -1,4 +1,4 @@
-"""The process of one run: holders in this process, Flower's ServerApp, and an end that says how it went.
+"""The process of one run: holders on this machine, Flower's ServerApp, and an end that says how it went.
 
 Started as `python -m ringfence_server.worker RUN_DIRECTORY [PROCESSES]`. It loads what a run needs, and begins when a
 line comes on its standard input; where that ends instead, it ends too. The holders live in so many processes, of which
@@ -9,8 +9,6 @@ directory; the last event of a failed run is `run-failed`.
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,47 +29,38 @@ def main(arguments: list[str]) -> int:
     directory, count = Path(arguments[0]), int(arguments[1]) if arguments[1:] else 1
     keep_log(directory)
     try:
-        with told(directory), in_processes(count) as processes:
-            _load()
-            if sys.stdin.readline():
-                run_embedded(RunFile.load(directory), processes=processes)
+        with told(directory):
+            _begin_when_told(directory, count)
     except RingfenceError as error:
         return error.exit_code
     return 0
 
 
-@contextmanager
-def in_processes(count: int) -> Iterator["HolderProcesses | None"]:
-    """Processes for a run's holders for the length of the block, this one among them; None where it is the only one.
-
-    Args:
-        count: How many.
-    """
-    if count == 1:
-        yield None
-        return
-    from ringfence_server.holder_processes import holder_processes  # noqa: PLC0415 -- as below
+def _begin_when_told(directory: Path, count: int) -> None:
+    from ringfence_server.holder_processes import holder_processes  # noqa: PLC0415 -- as in `run_embedded`
 
     with holder_processes(count) as processes:
-        yield processes
+        _load()
+        if sys.stdin.readline():
+            run_embedded(RunFile.load(directory), processes)
 
 
 def _load() -> None:
     """Import all that a run needs from its first round on."""
-    import ringfence_server.embedded_grid  # noqa: PLC0415 -- as below
-    import ringfence_server.serverapp  # noqa: F401, PLC0415 -- as below
+    import ringfence_server.embedded_grid  # noqa: PLC0415 -- as in `run_embedded`
+    import ringfence_server.serverapp  # noqa: F401, PLC0415 -- as in `run_embedded`
 
     reach(COHORT_APP)
     reach(WORKROOM)
 
 
-def run_embedded(run: RunFile, *, pause_seconds: float = 0.0, processes: "HolderProcesses | None" = None) -> None:
+def run_embedded(run: RunFile, processes: "HolderProcesses", *, pause_seconds: float = 0.0) -> None:
     """Run Flower's ServerApp over nodes on this machine.
 
     Args:
         run: The run.
+        processes: Over which the nodes are shared out.
         pause_seconds: How long each round waits before it trains, so that people can follow it.
-        processes: Over which the nodes are shared out; all in this process where left out.
     """
     from flwr.app import Context, RecordDict  # noqa: PLC0415 -- after logging is set up: Flower logs at import
 
@@ -88,11 +77,10 @@ def run_embedded(run: RunFile, *, pause_seconds: float = 0.0, processes: "Holder
         )
         for node_id, card in run.nodes().items()
     ]
-    if processes is not None:
-        processes.take_in(nodes, flower_run_id=run.flower_run_id)
+    processes.take_in(nodes, flower_run_id=run.flower_run_id)
     grid = EmbeddedGrid(
         nodes=nodes,
-        cohort_app=processes or reach(COHORT_APP),
+        cohort_app=processes,
         flower_run_id=run.flower_run_id,
         pause_seconds=pause_seconds,
     )

@@ -24,7 +24,7 @@ from ringfence_server.occupation import name_occupant, occupied
 from ringfence_server.run_failure import keep_log, told
 from ringfence_server.run_file import RunFile, start_run, without_declined
 from ringfence_server.scenario import load_scenario
-from ringfence_server.worker import in_processes, run_embedded
+from ringfence_server.worker import run_embedded
 from ringfence_server.worker_process import processes_for
 
 BUSY = 75
@@ -45,9 +45,7 @@ def main(arguments: list[str]) -> int:
             else:
                 os.set_inheritable(lock, True)  # noqa: FBT003 -- processes of holders hold the scenario as well
                 with told(directory):
-                    run = _run(site, directory, order)
-                    with in_processes(processes_for(len(run.cards))) as processes:
-                        run_embedded(run, pause_seconds=order["pause_seconds"], processes=processes)
+                    _carry_out(_run(site, directory, order), pause_seconds=order["pause_seconds"])
     except ScenarioBusy:
         return BUSY
     except KeyboardInterrupt:
@@ -68,6 +66,13 @@ def _run(site: Path, directory: Path, order: Mapping[str, Any]) -> RunFile:
     previews = [forecast_document(scenario.plan, forecast(scenario, scenario.plan))]
     write_durably(directory / "preview.json", json.dumps(previews).encode())
     return start_run(scenario, out=None, seed=order["seed"], run_id=directory.name)
+
+
+def _carry_out(run: RunFile, *, pause_seconds: float) -> None:
+    from ringfence_server.holder_processes import holder_processes  # noqa: PLC0415 -- Flower, which logs at import
+
+    with holder_processes(processes_for(len(run.cards))) as processes:
+        run_embedded(run, processes, pause_seconds=pause_seconds)
 
 
 def _follow(site: Path, directory: Path, order: Mapping[str, Any]) -> None:
