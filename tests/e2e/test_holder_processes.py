@@ -3,15 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_command import PATIENCE_SECONDS, command, is_alive, wait_for, worker_of
 from tiny_scenario import HOLDERS, TinyScenario, write_scenario
 
 from ringfence_policy.database import Database
@@ -21,8 +17,6 @@ from ringfence_server import worker_process
 from ringfence_server.cli_run import run_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
-
-PATIENCE_SECONDS = 120
 
 
 def scenario_at(directory: Path, *, rounds: int = 3) -> TinyScenario:
@@ -34,32 +28,10 @@ def scenario_at(directory: Path, *, rounds: int = 3) -> TinyScenario:
     )
 
 
-@contextmanager
-def command(scenario: TinyScenario, *options: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ringfence_server.cli", "run", str(scenario.directory), "--json", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def said_by(scenario: TinyScenario, *options: str) -> tuple[int, dict[str, Any]]:
-    with command(scenario, *options) as process:
+    with command(scenario.directory, *options) as process:
         said, _ = process.communicate(timeout=PATIENCE_SECONDS)
         return process.returncode, json.loads(said)
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def run_of(scenario: TinyScenario) -> Path:
@@ -71,19 +43,8 @@ def has_committed(scenario: TinyScenario) -> bool:
     return any((scenario.directory / "runs").glob("*/checkpoint.json"))
 
 
-def worker_of(scenario: TinyScenario) -> int:
-    return int((scenario.directory / "runs" / ".lock").read_text())
-
-
 def children_of(process_id: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
-
-
-def is_alive(process_id: int) -> bool:
-    try:
-        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def meters_of(scenario: TinyScenario) -> list[Any]:
@@ -110,9 +71,9 @@ def test_a_run_over_three_processes_is_the_run_over_one(tmp_path: Path) -> None:
 
 def test_where_a_process_of_holders_ends_the_run_can_be_taken_up_again(tmp_path: Path) -> None:
     scenario = scenario_at(tmp_path / "trees", rounds=12)
-    with command(scenario, "--workers", "2") as first:
+    with command(scenario.directory, "--workers", "2") as first:
         wait_for(lambda: has_committed(scenario))
-        worker = worker_of(scenario)
+        worker = worker_of(scenario.directory)
         (other,) = children_of(worker)
         os.kill(other, signal.SIGKILL)
         said, _ = first.communicate(timeout=PATIENCE_SECONDS)
@@ -131,9 +92,9 @@ def test_where_a_process_of_holders_ends_the_run_can_be_taken_up_again(tmp_path:
 
 def test_processes_of_holders_end_with_a_killed_run_and_leave_nothing_half_done(tmp_path: Path) -> None:
     scenario = scenario_at(tmp_path / "trees", rounds=12)
-    with command(scenario, "--workers", "3") as first:
+    with command(scenario.directory, "--workers", "3") as first:
         wait_for(lambda: has_committed(scenario))
-        worker = worker_of(scenario)
+        worker = worker_of(scenario.directory)
         others = children_of(worker)
         os.kill(worker, signal.SIGKILL)
         first.communicate(timeout=PATIENCE_SECONDS)

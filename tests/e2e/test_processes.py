@@ -1,17 +1,14 @@
 """The command and the run's own process: each may be killed or interrupted, and two runs never share a directory."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_command import PATIENCE_SECONDS, command, is_alive, wait_for, worker_of
 from tiny_scenario import write_scenario
 
 from ringfence_policy.errors import DocumentInvalid, ScenarioBusy
@@ -19,31 +16,7 @@ from ringfence_server.cli_run import run_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
-PATIENCE_SECONDS = 120
 ROUNDS = 12
-
-
-@contextmanager
-def command(directory: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`ringfence run` as a person starts it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ringfence_server.cli", "run", str(directory), "--json", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def run_of(directory: Path) -> Path | None:
@@ -58,17 +31,6 @@ def has_committed(directory: Path) -> bool:
 def is_finished(directory: Path) -> bool:
     run = run_of(directory)
     return run is not None and bool(json.loads((run / "run.json").read_text())["is_finished"])
-
-
-def worker_of(directory: Path) -> int:
-    return int((directory / "runs" / ".lock").read_text())
-
-
-def is_alive(process_id: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(process_id, 0)
-        return True
-    return False
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
