@@ -1,5 +1,7 @@
 """Who may import whom, and that what is imported is declared where it is needed."""
 
+import ast
+import contextlib
 import importlib
 import json
 import re
@@ -175,6 +177,40 @@ def test_a_built_in_model_is_trained_and_measured_without_torch():
     wall = IMPORT_ALL.split("import {package}", maxsplit=1)[0].format(forbidden=("torch", "opacus"))
     result = _run(f"{wall}\n{BUILT_IN_ALONE}")
     assert result.returncode == 0, result.stderr[-1500:]
+
+
+def test_the_coordinator_makes_a_built_in_model_without_torch():
+    """docs/deployment.md asks for the client's code beside the coordinator's, and for none of what trains."""
+    wall = IMPORT_ALL.split("import {package}", maxsplit=1)[0].format(forbidden=("torch", "opacus", "polars"))
+    result = _run(
+        f"{wall}\nfrom ringfence_server.run_file import INITIAL_MODEL, reach\n"
+        "for spec in ({'kind': 'logistic-regression'}, {'kind': 'mlp', 'hidden': [4], 'seed': 1}):\n"
+        "    print(sorted(array.shape for array in reach(INITIAL_MODEL)(spec, 3).values()))"
+    )
+    assert result.returncode == 0, result.stderr[-1500:]
+    assert result.stdout.splitlines() == ["[(1,), (1, 3)]", "[(1,), (1, 4), (4,), (4, 3)]"]
+
+
+def test_benchmarks_import_nothing_that_has_moved(root):
+    """They are run by hand, so nothing else would tell."""
+    missing = [
+        f"{path.name}: {node.module}.{name.name}"
+        for path in sorted((root / "benchmarks").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in EXTRA_OF
+        for name in node.names
+        if not _has(node.module, name.name)
+    ]
+    assert not missing
+
+
+def _has(module, name):
+    with contextlib.suppress(ModuleNotFoundError):
+        if hasattr(importlib.import_module(module), name):
+            return True
+        importlib.import_module(f"{module}.{name}")
+        return True
+    return False
 
 
 def test_a_command_whose_extra_is_missing_says_what_to_install(tmp_path):
