@@ -14,6 +14,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from ringfence_policy.errors import RunFailed
 from ringfence_policy.protocol import FAULT_CODE
 from ringfence_server.flower_adapter import become_serverapp, stamp
 
@@ -113,14 +114,17 @@ def context_of(node: EmbeddedNode, flower_run_id: int) -> Context:
 
 
 def answered(cohort_app: CohortApp, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
-    """The holders' answers, or for each the failure that theirs amounts to."""
+    """The holders' answers, or for each the failure that theirs amounts to.
+
+    Raises:
+        RunFailed: The holders' side is gone.
+    """
     try:
         return cohort_app(messages, contexts)
+    except RunFailed:
+        raise
     except Exception as error:  # noqa: BLE001 -- whatever failed there, the coordinator gets a reply
         _log.error("the holders' side failed with %s", type(error).__name__)
-        return [failed(message, error) for message in messages]
-
-
-def failed(message: Message, error: Exception) -> Message:
-    """The reply where nothing answered. Its reason crosses to the coordinator: a text might hold a holder's data."""
-    return Message(Error(code=FAULT_CODE, reason=f"the holders' side failed: {type(error).__name__}"), reply_to=message)
+        # The reason crosses to the coordinator: a text might hold a holder's data.
+        reason = f"the holders' side failed: {type(error).__name__}"
+        return [Message(Error(code=FAULT_CODE, reason=reason), reply_to=message) for message in messages]

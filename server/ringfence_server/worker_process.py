@@ -17,12 +17,13 @@ _HOLDERS_EACH = 25
 
 
 def processes_for(holders: int) -> int:
-    """How many processes so many simulated holders are worth on this machine."""
-    return max(1, min(os.cpu_count() or 1, holders // _HOLDERS_EACH))
+    """How many processes so many simulated holders are worth with the cores that this process may use."""
+    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, min(len(here), holders // _HOLDERS_EACH))
 
 
 class WorkerProcess:
-    """The process of a run over holders in it."""
+    """The process of a run over simulated holders."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         """Wrap a started process; callers use `worker_process`."""

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Message, MessageType
 from run_command import PATIENCE_SECONDS, command, is_alive, wait_for, worker_of
 from tiny_scenario import HOLDERS, TinyScenario, write_scenario
 
+from ringfence_client import clientapp
 from ringfence_policy.database import Database
-from ringfence_policy.errors import UsageError
+from ringfence_policy.errors import RunFailed, UsageError
 from ringfence_policy.ledger import PrivacyLedger
-from ringfence_server import worker_process
+from ringfence_server import flower_adapter, holder_processes, worker_process
 from ringfence_server.cli_run import run_directory
+from ringfence_server.conduct import conduct
+from ringfence_server.embedded_grid import EmbeddedGrid, EmbeddedNode
+from ringfence_server.run_file import start_run
+from ringfence_server.scenario import load_scenario
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
@@ -23,7 +29,7 @@ def scenario_at(directory: Path, *, rounds: int = 3) -> TinyScenario:
     return write_scenario(
         directory,
         holders=HOLDERS,
-        plan={"training.rounds": rounds, "cohort.round_seconds": 6},
+        plan={"training.rounds": rounds},
         policies={name: {"data.rehearsal": "allowed"} for name in HOLDERS},
     )
 
@@ -45,6 +51,16 @@ def has_committed(scenario: TinyScenario) -> bool:
 
 def children_of(process_id: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()]
+
+
+def has_opened_a_round(scenario: TinyScenario) -> bool:
+    return any("round-opened" in path.read_text() for path in (scenario.directory / "runs").glob("*/events.jsonl"))
+
+
+def seconds_of(process_id: int) -> float:
+    """Its CPU time so far."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def meters_of(scenario: TinyScenario) -> list[Any]:
@@ -77,38 +93,87 @@ def test_where_a_process_of_holders_ends_the_run_can_be_taken_up_again(tmp_path:
         (other,) = children_of(worker)
         os.kill(other, signal.SIGKILL)
         said, _ = first.communicate(timeout=PATIENCE_SECONDS)
-    # The two that are left trained on alone. Whose updates are in the model has to say that it may be released.
     assert first.returncode == 1
     error = json.loads(said)["error"]
+    assert error["summary"] == "a process of data holders was lost"
     assert "--resume" in error["next_step"]
     assert not is_alive(worker)
     code, summary = said_by(scenario, "--resume", "--workers", "2")
     assert code == 0
     assert summary["evidence"]["verified"] is True
-    cohorts = [sorted(each["cohort"]) for each in summary["rounds"]]
-    assert cohorts[0] == list(HOLDERS)
-    assert cohorts[-1] == list(HOLDERS[::2])
+    assert [sorted(each["cohort"]) for each in summary["rounds"]] == [list(HOLDERS)] * 12
 
 
-def test_processes_of_holders_end_with_a_killed_run_and_leave_nothing_half_done(tmp_path: Path) -> None:
-    scenario = scenario_at(tmp_path / "trees", rounds=12)
-    with command(scenario.directory, "--workers", "3") as first:
-        wait_for(lambda: has_committed(scenario))
-        worker = worker_of(scenario.directory)
-        others = children_of(worker)
-        os.kill(worker, signal.SIGKILL)
-        first.communicate(timeout=PATIENCE_SECONDS)
-    assert first.returncode == 1
-    assert len(others) == 2
-    wait_for(lambda: not any(map(is_alive, others)))
+def test_where_an_answer_cannot_be_read_the_run_ends_and_can_be_taken_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what was said was read: the rest would be taken for the next round's answers."""
+    scenario = scenario_at(tmp_path / "trees")
+    run = start_run(load_scenario(scenario.directory), out=None, seed=7)
+    root = (run.root / "coordinator" / "root.jwk").read_text()
+    nodes = [
+        EmbeddedNode(
+            node_id, card.holder_id, {"holder-dir": run.holder_directories[card.holder_id], "coordinator-root": root}
+        )
+        for node_id, card in run.nodes().items()
+    ]
+    unreadable: list[Message] = []
+
+    def from_bytes(data: bytes) -> Message:
+        message = flower_adapter.from_bytes(data)
+        if not unreadable and message.metadata.message_type == MessageType.TRAIN:
+            unreadable.append(message)
+            raise MemoryError
+        return message
+
+    monkeypatch.setattr(holder_processes, "from_bytes", from_bytes)
+    with holder_processes.holder_processes(3) as processes:
+        processes.take_in(nodes, flower_run_id=run.flower_run_id)
+        grid = EmbeddedGrid(nodes=nodes, cohort_app=processes, flower_run_id=run.flower_run_id)
+        with pytest.raises(RunFailed, match="was lost"):
+            conduct(grid, run)
+    clientapp.close_nodes()
     code, summary = said_by(scenario, "--resume", "--workers", "2")
     assert code == 0
     assert summary["evidence"]["verified"] is True
-    assert [each["round"] for each in summary["rounds"]] == list(range(1, 13))
+    assert [sorted(each["cohort"]) for each in summary["rounds"]] == [list(HOLDERS)] * 3
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_nobody_trains_on_when_a_run_was_stopped(tmp_path: Path, kind: signal.Signals) -> None:
+    """One training takes longer than the test waits, and the run is taken up again at once."""
+    scenario = write_scenario(
+        tmp_path / "trees",
+        rows=400,
+        plan={
+            "training.rounds": 1,
+            "model.kind": "mlp",
+            "model.hidden": [512, 512],
+            "training.steps": 30_000,
+            "privacy.noise_multiplier_max": "500",
+            "cohort.round_seconds": 600,
+        },
+        policies={name: {"privacy.epsilon": "4"} for name in HOLDERS[:3]},
+    )
+    with command(scenario.directory, "--workers", "2") as first:
+        wait_for(lambda: has_opened_a_round(scenario))
+        worker = worker_of(scenario.directory)
+        (other,) = children_of(worker)
+        began = seconds_of(other)
+        wait_for(lambda: seconds_of(other) > began + 1)
+        # Ctrl-C in a terminal reaches the command, which stops the run; the run's own process can also be killed.
+        os.kill(first.pid if kind == signal.SIGINT else worker, kind)
+        first.communicate(timeout=PATIENCE_SECONDS)
+        wait_for(lambda: not is_alive(worker) and not is_alive(other))
+    with command(scenario.directory, "--resume", "--workers", "2") as second:
+        wait_for(lambda: second.poll() is not None or worker_of(scenario.directory) != worker)
+        assert second.poll() is None, second.communicate()
+        second.send_signal(signal.SIGINT)
+        second.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_how_many_processes_follows_cores_and_holders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 2, 4, 6}, raising=False)
     counts = {holders: worker_process.processes_for(holders) for holders in (0, 3, 49, 50, 99, 100, 1000)}
     assert counts == {0: 1, 3: 1, 49: 1, 50: 2, 99: 3, 100: 4, 1000: 4}
 

@@ -36,7 +36,9 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def worker_of(directory: Path) -> int:
     """The process that holds a scenario's lock: the run's own."""
-    return int((directory / "runs" / ".lock").read_text())
+    lock = directory / "runs" / ".lock"
+    wait_for(lambda: bool(lock.read_text()))  # it is just being written
+    return int(lock.read_text())
 
 
 def is_alive(process_id: int) -> bool:
