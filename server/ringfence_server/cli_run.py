@@ -10,6 +10,7 @@ from ringfence_policy.errors import UsageError
 from ringfence_server.deployment import is_deployment
 from ringfence_server.following import events_so_far, follow_run, following
 from ringfence_server.forecast import forecast, forecast_document
+from ringfence_server.interruption import termination_interrupts
 from ringfence_server.occupation import occupied
 from ringfence_server.run_file import RunFile, new_run_id, start_run, unfinished_run
 from ringfence_server.scenario import bundled_scenario, copy_scenario, load_scenario
@@ -74,7 +75,7 @@ def run_directory(
         )
     if resume:
         unfinished_run(directory)
-        with occupied(directory) as lock:
+        with occupied(directory) as lock, termination_interrupts():
             run = unfinished_run(directory).next_attempt()
             run.save()
             start = events_so_far(run)
@@ -85,7 +86,11 @@ def run_directory(
     plans = [scenario.plan, *scenario.other_plans().values()] if plan is None else [scenario.plan]
     run_id, count = new_run_id(), processes or processes_for(len(scenario.holders))
     place = directory.resolve() / "runs" / run_id
-    with occupied(directory) as lock, worker_process(place, lock, processes=count) as worker:
+    with (
+        occupied(directory) as lock,
+        termination_interrupts(),
+        worker_process(place, lock, processes=count) as worker,
+    ):
         previews = [forecast_document(one, forecast(scenario, one)) for one in plans]
         run = start_run(scenario, out=out, seed=seed, run_id=run_id)
         write_durably(Path(run.directory) / "preview.json", json.dumps(previews).encode())

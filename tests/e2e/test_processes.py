@@ -75,6 +75,17 @@ def test_a_run_that_cannot_be_prepared_leaves_no_process_and_no_directory(
     assert [path.name for path in (directory / "runs").iterdir()] == [".lock"]
 
 
+def test_a_command_that_is_ended_while_it_prepares_a_run_leaves_no_directory_without_one(tmp_path: Path) -> None:
+    directory = write_scenario(tmp_path / "trees").directory
+    with command(directory) as first:
+        wait_for(lambda: any(directory.glob("runs/*/worker.log")))
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=PATIENCE_SECONDS)
+    assert first.returncode != 0
+    assert not is_alive(worker_of(directory))
+    assert [log.parent for log in directory.glob("runs/*/worker.log") if not (log.parent / "run.json").exists()] == []
+
+
 def test_a_process_that_is_never_told_to_begin_does_nothing(tmp_path: Path) -> None:
     """Its command was killed while it prepared the run."""
     done = subprocess.run(
