@@ -70,6 +70,7 @@ def _counting(directory: Path, salt: str) -> dict[str, Answer]:
 def _training(directory: Path, salt: str) -> dict[str, Answer]:
     from ringfence_client.holder_records import HolderRecords  # noqa: PLC0415 -- Polars
     from ringfence_client.open_workroom import OpenWorkroom  # noqa: PLC0415 -- trainers, which the reader does without
+    from ringfence_client.trainers import trainer_named  # noqa: PLC0415 -- as above
 
     room = OpenWorkroom(HolderRecords(directory, salt=salt))
 
@@ -88,11 +89,15 @@ def _training(directory: Path, salt: str) -> dict[str, Answer]:
         )
         return Frame({"said": "sound"})
 
+    def load(frame: Frame) -> Frame:
+        trainer_named(frame.words["trainer"])
+        return Frame({"said": "loaded"})
+
     def use(frame: Frame) -> Frame:
         (result,) = OpenWorkroom.carry_out([(room, order_in(frame))])
         return Frame({"said": "failed", "why": FAILED_USE}) if isinstance(result, Fault) else result_frame(result)
 
-    return {"examine": examine, "check": check, "use": use}
+    return {"examine": examine, "check": check, "load": load, "use": use}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -125,6 +125,8 @@ class WalledWorkroom:
             words = {"ask": "check", "run_id": run_id, "plan": plan.to_document(), "mechanism": document, "seed": seed}
             if self._question(plan, Frame(words)).words != {"said": "sound"}:
                 raise SandboxFault("the trainer did not say whether its noise is sound")
+            if plan.terms.model.kind == "module":
+                self._load(plan)
             self._sound.add(key)
 
     @classmethod
@@ -182,6 +184,19 @@ class WalledWorkroom:
             raise _broken(error) from None
         _raise_refusal(said)
         return said
+
+    def _load(self, plan: TrainingPlan) -> None:
+        """Have the process for the plan's records load what trains them, which takes seconds, while nothing is charged.
+
+        The plan's own code is left alone: where records are, it is read for a charged use.
+        """
+        frame = Frame({"ask": "load", "trainer": self.examine(plan).trainer})
+        try:
+            said = self._trainer(plan.digest).ask(frame, seconds=_QUESTION_SECONDS)
+        except WireFault as error:
+            raise _broken(error) from None
+        if said.words != {"said": "loaded"}:
+            raise SandboxFault("the trainer's process did not say whether it is ready")
 
     def _examiner_of(self, plan: TrainingPlan) -> TrainerLink:
         """The process for what is asked about a plan's own code before anything is charged."""

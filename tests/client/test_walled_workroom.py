@@ -207,6 +207,23 @@ def test_a_models_code_that_tries_to_get_out_is_kept_in_and_trains_like_any_othe
     assert ask_health(agents.sockets["elm"]) == "serving"
 
 
+def test_what_trains_a_plans_own_code_is_loaded_before_anything_is_charged(one_walled_holder, monkeypatch):
+    """It takes seconds, and a use that comes too late for its round is charged all the same."""
+    run, _ = one_walled_holder(**hostile("Kills"))
+    real, at_the_use = TrainerLink.ask, []
+
+    def look(link, frame, **options):
+        if frame.words["ask"] == "use":
+            at_the_use.append("libtorch" in Path(f"/proc/{link.pid}/maps").read_text())
+        return real(link, frame, **options)
+
+    monkeypatch.setattr(TrainerLink, "ask", look)
+    run.propose()
+    run.governor.offer(run.grid, 1)
+    assert not run.request("elm").has_error()
+    assert at_the_use == [True]
+
+
 @pytest.mark.parametrize("name", KEPT_IN)
 def test_the_same_code_gets_out_where_no_walls_stand(name):
     code = f"import hostile_models; print(hostile_models.{name}(feature_count=3).attack())"
