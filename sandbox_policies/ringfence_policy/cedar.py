@@ -14,7 +14,7 @@ once, as an entity kept under exactly the facts it holds; a request brings the r
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from typing import Any, Final
 
@@ -116,8 +116,11 @@ class CedarEngine:
         """Put one request to Cedar. Whatever cedarpy raises comes through; the gate turns it into a denial."""
         question = _as_cedar(request, point=point, records_withheld=records_withheld)
         entities = _with_plan(_planned(request))
-        answer = self._put(question, self._permit, entities)
-        return answer if answer.allowed and not answer.errors else self._put(question, self._all_rules, entities)
+        permit = self._put(question, self._permit, entities)
+        if permit.allowed and not permit.errors:
+            return permit
+        answer = self._put(question, self._all_rules, entities)
+        return replace(answer, errors=tuple(sorted({*permit.errors, *answer.errors})))
 
     def _put(self, question: Mapping[str, Any], rules: Any, entities: Any) -> CedarAnswer:
         cedar = self._cedar
