@@ -123,12 +123,16 @@ def unknown_model(kind: object) -> DocumentInvalid:
 
 
 def _mlp(sizes: list[int], *, seed: int) -> Arrays:
-    """Layers uniform in +-1/sqrt(inputs); between two of them stands a ReLU, which takes a number of its own."""
-    generator = np.random.Generator(np.random.PCG64(seed))
+    """Layers uniform in +-1/sqrt(inputs); between two of them stands a ReLU, which takes a number of its own.
+
+    From the generator's bits, which numpy promises to keep. What its distributions make of them may change (NEP 19).
+    """
+    bits = np.random.PCG64(seed)
     arrays: Arrays = {}
     for position, (inputs, outputs) in enumerate(pairwise(sizes)):
         bound = 1.0 / math.sqrt(inputs)
         for name, shape in (("weight", (outputs, inputs)), ("bias", (outputs,))):
-            drawn = generator.uniform(-bound, bound, size=shape)
-            arrays[f"layers.{2 * position}.{name}"] = drawn.astype(np.float32)
+            uniform = (bits.random_raw(math.prod(shape)) >> np.uint64(11)) * 2.0**-53
+            drawn = bound * (2.0 * uniform - 1.0)
+            arrays[f"layers.{2 * position}.{name}"] = drawn.reshape(shape).astype(np.float32)
     return arrays

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 
@@ -86,6 +87,12 @@ def test_an_mlp_starts_the_same_from_the_same_seed_in_every_process():
     assert done.stdout.strip() == arrays["layers.0.weight"].tobytes().hex()
     other = initial_arrays({**spec, "seed": 6}, 2)
     assert (other["layers.0.weight"] != arrays["layers.0.weight"]).any()
+
+
+def test_an_mlp_starts_the_same_with_every_version_of_numpy():
+    arrays = initial_arrays({"kind": "mlp", "hidden": (4, 3), "seed": 5}, 2)
+    found = hashlib.sha256(b"".join(array.astype("<f4").tobytes() for array in arrays.values())).hexdigest()
+    assert found == "e1cdc074fb0b72b4260f7b42712f1791babb0b58be2d2faaef0eae4dddf1d111"
 
 
 def test_an_mlp_has_the_function_of_its_parameters():
