@@ -5,7 +5,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# The other side's code and its command; a coordinator keeps the holders' package for its bundled plans and schemas.
+# The other side's code and its command; a coordinator keeps the holders' package for
+# its bundled plans and schemas, and for the model that a run starts from.
 OTHERS = {
     "client": ("ringfence_server", "bin/ringfence"),
     "server": ("bin/ringfence-node",),

@@ -323,7 +323,7 @@ def _open_node(directory: str, coordinator_root: str) -> HolderNode:
     known = _opened.get((directory, coordinator_root))
     if known is not None:
         return known
-    # Torch and every trainer: whoever answers for a holder whose records are used elsewhere does without.
+    # Trainers and Polars: whoever answers for a holder whose records are used elsewhere does without.
     from ringfence_client.holder_records import HolderRecords  # noqa: PLC0415
     from ringfence_client.open_workroom import OpenWorkroom  # noqa: PLC0415
 
@@ -337,7 +337,12 @@ def _open_node(directory: str, coordinator_root: str) -> HolderNode:
 
 
 def close_nodes() -> None:
-    """Close all nodes that were opened here. Closing waits for the disk: many at once wait no longer than a few."""
+    """Close all nodes that were opened here. Closing waits for the disk: many at once wait no longer than a few.
+
+    What a node has recorded is on the disk by then, so one that cannot be closed is told to the log alone.
+    """
     with ThreadPoolExecutor(_CLOSING_THREADS) as pool:
-        list(pool.map(HolderNode.close, _opened.values()))
+        for closing in [pool.submit(node.close) for node in _opened.values()]:
+            if (error := closing.exception()) is not None:
+                _log.error("a node could not be closed: %s", type(error).__name__)
     _opened.clear()

@@ -108,7 +108,7 @@ class Outbox:
             return None
         rows = description["histogram"]
         if rows is None and canonical.digest_bytes(data) != description["digest"]:
-            return None  # a use that failed after data was opened left a name and no update
+            return None  # what lies there is not what was named: it is made anew, and charged
         return StoredReply(
             hold_id=description["hold_id"],
             digest=description["digest"],
