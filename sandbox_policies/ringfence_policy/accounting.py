@@ -238,6 +238,8 @@ def rounds_that_fit(
     return low
 
 
+# Thousands of questions to the accountant, and in a simulation of many holders most ask for the same.
+@functools.lru_cache(maxsize=256)
 def calibrate_noise(
     *,
     history: History,

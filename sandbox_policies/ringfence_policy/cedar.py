@@ -8,7 +8,9 @@ asked first, alone, and all of the rules where it does not hold. The schema is a
 wrong shape is refused before any rule is tried.
 
 Most of a decision's time is Cedar's reading of the facts. What a plan says is the same in every round, so it is read
-once, as an entity kept under exactly the facts it holds; a request brings the rest.
+once, as an entity kept under exactly the facts it holds; a request brings the rest. What a policy calls itself and its
+dataset is a fact as well, and not in the rules: so policies that ask for the same are compiled once, as the thousand
+holders of a simulation have.
 """
 
 import hashlib
@@ -43,6 +45,7 @@ namespace Ringfence {
     rehearsal: Bool,
   };
   type Use = {
+    own_policy: String, own_dataset: Dataset,
     policy: String, plan: Plan, now: datetime, rounds_used: Long,
     epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long,
     records?: Long, records_withheld: Bool, holders: Long, sandboxed: Bool, at_holder: Bool, evaluation: Evaluation,
@@ -112,9 +115,12 @@ class CedarEngine:
         """The permit and the forbids. Read when something is first denied: most policies are only ever kept."""
         return self._cedar.PolicySet.from_str(self._text)
 
-    def ask(self, request: RoundRequest, *, point: Point, records_withheld: bool) -> CedarAnswer:
-        """Put one request to Cedar. Whatever cedarpy raises comes through; the gate turns it into a denial."""
-        question = _as_cedar(request, point=point, records_withheld=records_withheld)
+    def ask(self, request: RoundRequest, *, policy: UsagePolicy, point: Point, records_withheld: bool) -> CedarAnswer:
+        """Put one request under one of this text's policies to Cedar.
+
+        Whatever cedarpy raises comes through; the gate turns it into a denial.
+        """
+        question = _as_cedar(request, policy=policy, point=point, records_withheld=records_withheld)
         entities = _with_plan(_planned(request))
         permit = self._put(question, self._permit, entities)
         if permit.allowed and not permit.errors:
@@ -188,8 +194,10 @@ def _bound(clause: Clause, condition: str) -> str:
     return f"{exempt} || ({condition})"
 
 
-def _as_cedar(request: RoundRequest, *, point: Point, records_withheld: bool) -> dict[str, Any]:
+def _as_cedar(request: RoundRequest, *, policy: UsagePolicy, point: Point, records_withheld: bool) -> dict[str, Any]:
     context: dict[str, Any] = {  # the schema says which of these texts are times and which pairs are entities
+        "own_policy": policy.policy_id,
+        "own_dataset": _ref("Dataset", policy.dataset_id),
         "policy": request.policy_id,
         "plan": _ref("Plan", request.plan_digest),
         "now": rfc3339(request.now),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from ringfence_policy.cedar_text import entities, entity, instant, quoted, strings
+from ringfence_policy.cedar_text import entities, entity, instant, strings
 from ringfence_policy.decision import Point
 from ringfence_policy.policy import BUILT_IN, EVERYTHING, UsagePolicy
 from ringfence_policy.request import RoundRequest
@@ -93,7 +93,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="policy",
         table=None,
         odrl="@id",
-        cedar=lambda policy: f"context.policy == {quoted(policy.policy_id)}",
+        cedar=lambda _: "context.policy == context.own_policy",
         sentence=lambda policy: f"A use must name this policy, {policy.policy_id}.",
         limit=lambda policy: policy.policy_id,
         actual=lambda request: request.policy_id,
@@ -102,7 +102,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="dataset",
         table=None,
         odrl="target",
-        cedar=lambda policy: f"resource == {entity('Dataset', policy.dataset_id)}",
+        cedar=lambda _: "resource == context.own_dataset",
         sentence=lambda policy: f"These terms cover the dataset {policy.dataset_id} and no other.",
         limit=lambda policy: policy.dataset_id,
         actual=lambda request: request.dataset_id,

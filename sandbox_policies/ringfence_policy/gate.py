@@ -91,7 +91,11 @@ class PolicyGate:
         engine = self._engine
         if engine is None:
             return None
-        answer = _guarded(lambda: engine.ask(request, point=point, records_withheld=records_withheld), errors, "cedar")
+        answer = _guarded(
+            lambda: engine.ask(request, policy=self.policy, point=point, records_withheld=records_withheld),
+            errors,
+            "cedar",
+        )
         if answer is not None:
             errors.extend(answer.errors)
         return answer

@@ -431,6 +431,19 @@ def test_gate_is_compiled_once_per_policy_content(make_policy):
     assert first._engine is not other._engine
 
 
+@pytest.mark.parametrize(("name", "fact"), [("policy_id", "policy"), ("dataset_id", "dataset")])
+def test_policies_that_differ_in_names_alone_are_compiled_once_and_permit_no_use_of_each_others_names(
+    make_policy, make_request, name, fact
+):
+    mine, others = PolicyGate(make_policy()), PolicyGate(make_policy(**{name: "hungarian-heart"}))
+    assert mine._engine is others._engine
+    for asked, subject in ((make_request(), others), (make_request(**{name: "hungarian-heart"}), mine)):
+        decision = subject.decide(asked, point=Point.BEFORE_TRAINING)
+        assert (decision.clauses, decision.errors) == ((fact,), ())
+        assert subject is others or others.decide(asked, point=Point.BEFORE_TRAINING).permitted
+        assert subject is mine or mine.decide(asked, point=Point.BEFORE_TRAINING).permitted
+
+
 def test_gate_decides_the_same_from_many_threads(make_policy, make_request):
     subject = PolicyGate(make_policy())
     requests = [make_request(rounds_used=used) for used in range(24)]
