@@ -9,14 +9,14 @@ Format: PKWARE APPNOTE 6.3.9, local file header (4.3.7), central directory (4.3.
 stored, 1980-01-01 00:00, made by Unix with mode 0644.
 """
 
+import hashlib
 import os
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ringfence_policy import canonical
 from ringfence_policy.errors import EvidenceRefused
 
 LARGEST_BUNDLE_BYTES = 1 << 30
@@ -34,8 +34,8 @@ _NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,4}}")
 _DEVICES = re.compile(r"(?:aux|con|nul|prn|com[0-9]|lpt[0-9])(?:\..*)?")  # names that Windows gives to devices
 
 
-def pack(files: Mapping[str, bytes]) -> bytes:
-    """The one byte string that holds these files.
+def pack(files: Mapping[str, bytes]) -> Iterator[bytes]:
+    """The one byte string that holds these files, piece by piece: a large one is in memory once as it is.
 
     Raises:
         EvidenceRefused: A name is not a plain relative path in lower case, or there is too much.
@@ -45,18 +45,19 @@ def pack(files: Mapping[str, bytes]) -> bytes:
             "not a bundle's worth of files",
             expected=f"1 to {MOST_FILES} files of together at most {LARGEST_BUNDLE_BYTES} bytes",
         )
-    body, directory = [], []
+    directory = []
     offset = 0
     for name in sorted(files):
         data, label = files[name], _checked_name(name)
         common = (_VERSION, 0, 0, 0, _EARLIEST_DATE, zlib.crc32(data), len(data), len(data), len(label), 0)
         local = _LOCAL.pack(b"PK\x03\x04", *common) + label
         directory.append(_CENTRAL.pack(b"PK\x01\x02", _MADE_BY, *common, 0, 0, 0, _MODE, offset) + label)
-        body += [local, data]
+        yield local
+        yield data
         offset += len(local) + len(data)
     index = b"".join(directory)
-    end = _END.pack(b"PK\x05\x06", 0, 0, len(files), len(files), len(index), offset, 0)
-    return b"".join([*body, index, end])
+    yield index
+    yield _END.pack(b"PK\x05\x06", 0, 0, len(files), len(files), len(index), offset, 0)
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
@@ -86,14 +87,13 @@ def unpack(archive: bytes) -> dict[str, bytes]:
         raise EvidenceRefused(
             "not an evidence bundle", expected="a zip archive as `ringfence evidence export` writes it"
         )
-    canonical_form = pack(files)
-    if canonical_form != archive:
-        raise EvidenceRefused(
-            "the bundle is not in its one byte form",
-            expected="exactly the bytes that `ringfence evidence export` writes for these files",
-            got="another byte, or bytes too many or too few",
-            where=f"byte {_first_difference(canonical_form, archive)}",
-        )
+    at = 0
+    for piece in pack(files):
+        if archive[at : at + len(piece)] != piece:
+            raise _another_form(at + _first_difference(piece, archive[at : at + len(piece)]))
+        at += len(piece)
+    if at != len(archive):
+        raise _another_form(at)
     return files
 
 
@@ -104,17 +104,19 @@ def write_bundle(path: Path, files: Mapping[str, bytes]) -> str:
         EvidenceRefused: As `pack`.
         OSError: The file cannot be written.
     """
-    archive = pack(files)
+    digest = hashlib.sha256()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with temporary.open("wb") as file:
-            file.write(archive)
+            for piece in pack(files):
+                file.write(piece)
+                digest.update(piece)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return canonical.digest_bytes(archive)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def read_bundle(path: Path) -> dict[str, bytes]:
@@ -130,6 +132,15 @@ def read_bundle(path: Path) -> dict[str, bytes]:
     except (OSError, ValueError) as error:
         raise EvidenceRefused("the bundle cannot be read", got=type(error).__name__, where=str(path)) from None
     return unpack(archive)
+
+
+def _another_form(position: int) -> EvidenceRefused:
+    return EvidenceRefused(
+        "the bundle is not in its one byte form",
+        expected="exactly the bytes that `ringfence evidence export` writes for these files",
+        got="another byte, or bytes too many or too few",
+        where=f"byte {position}",
+    )
 
 
 def _first_difference(ours: bytes, theirs: bytes) -> int:

@@ -23,6 +23,7 @@ from ringfence_policy.errors import LedgerFault
 APPLICATION_ID = 0x52464C44  # "RFLD" in the SQLite header: another program's database is refused, not extended
 BUSY_TIMEOUT_SECONDS = 30.0
 _SYNCING_THREADS = 8
+_CACHE_KIB = 256
 _TOGETHER: "ContextVar[SyncedTogether | None]" = ContextVar("ringfence_synced_together", default=None)
 _OPENING = threading.Lock()  # one thread at a time creates the file; see _make_private
 _PARTS_TABLE = "CREATE TABLE IF NOT EXISTS schema_part (part TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
@@ -380,6 +381,8 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, must_exist: bool) ->
         )
     # Invariant: spend is on disk before data opens. `Database` itself makes each commit wait for the disk, as FULL
     # would: what FULL adds to NORMAL is one sync of the write-ahead log after every commit (sqlite.org/pragma.html).
+    # SQLite's own copies of pages, beside those of the system: 2 MB each, a simulation's thousand would fill a laptop.
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA trusted_schema = OFF")

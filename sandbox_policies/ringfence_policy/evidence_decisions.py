@@ -7,7 +7,7 @@ is not judged: a holder's word stands for it, under a salted digest it can later
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from ringfence_policy import canonical
@@ -40,16 +40,31 @@ _UNSIGNED = frozenset({"no-policy", "signature", "plan"})
 _HOUR_MS = 60 * 60 * 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Judged:
-    """A recorded decision that could be read, with the request it was made on."""
+    """What the other checks need of a recorded decision that could be read. A large run has a hundred thousand.
+
+    Attributes:
+        entry: The record.
+        holder_id: The holder that it is about.
+        action: What was decided on.
+        hold_id: The hold it was decided for; empty at the coordinator.
+        point: Where it was decided.
+        permitted: Whether it is a permit.
+        policy: The policy it names.
+        evaluation: The evaluation it was decided for, and
+        cohort_size: for how many holders; both None where it was decided on no facts.
+    """
 
     entry: Entry
     holder_id: str
     action: str
     hold_id: str
-    decision: Decision
-    request: RoundRequest | None
+    point: Point
+    permitted: bool
+    policy: str | None
+    evaluation: Evaluation | None = None
+    cohort_size: int | None = None
 
 
 @dataclass
@@ -67,10 +82,11 @@ class _Judge:
         if decision.point not in points:
             self.report(f"{entry}: decided at {decision.point.value}, which is not this side's to decide")
         hold_id = record.hold_id if isinstance(record, HolderDecision) else ""
+        judged = Judged(entry, holder_id, record.action, hold_id, decision.point, decision.permitted, decision.policy)
         if record.inputs is None:
             if decision.permitted:
                 self.report(f"{entry}: a permit without the facts it was given on")
-            return Judged(entry, holder_id, record.action, hold_id, decision, None)
+            return judged
         request = RoundRequest.from_public_facts(record.inputs)
         if canonical.digest(record.inputs) != decision.inputs_digest:
             self.report(f"{entry}: the facts are not the ones that were decided on")
@@ -79,7 +95,7 @@ class _Judge:
         if abs(_milliseconds(request) - record.at_ms) > _HOUR_MS:
             self.report(f"{entry}: decided for {request.now.isoformat()}, more than an hour off its record")
         self._decide_again(entry, record, holder_id, decision, request)
-        return Judged(entry, holder_id, record.action, hold_id, decision, request)
+        return replace(judged, evaluation=request.evaluation, cohort_size=request.holders)
 
     def _decide_again(
         self,
@@ -227,17 +243,15 @@ def _check_measured(evidence: Evidence, holder: HolderEvidence, own: Sequence[Ju
         wanted = Evaluation.EXACT if use.mechanism is None else Evaluation.PRIVATE
         for one in asked:
             same = (one.entry.record.round, one.hold_id) == (use.round, use.hold_id) and use.run == evidence.run_id
-            if same and one.decision.permitted and one.request is not None and one.request.evaluation is not wanted:
-                report(
-                    f"{entry}: measured as {wanted.value}, permitted as {one.request.evaluation.value} ({one.entry})"
-                )
+            if same and one.permitted and one.evaluation is not None and one.evaluation is not wanted:
+                report(f"{entry}: measured as {wanted.value}, permitted as {one.evaluation.value} ({one.entry})")
 
 
 def _asked(judged: Iterable[Judged], action: str) -> dict[int, set[str]]:
     """Whom the coordinator's gate let through, by round."""
     found: dict[int, set[str]] = {}
     for one in judged:
-        if one.action == action and one.decision.permitted and one.decision.point is Point.COORDINATOR:
+        if one.action == action and one.permitted and one.point is Point.COORDINATOR:
             found.setdefault(one.entry.record.round, set()).add(one.holder_id)
     return found
 
@@ -257,12 +271,12 @@ def _check_cohort_size(evidence: Evidence, judged: Sequence[Judged], report: Rep
     for action in ("train", "evaluate"):
         asked = _asked(judged, action)
         for one in judged:
-            if one.action != action or not one.decision.permitted or one.request is None:
+            if one.action != action or not one.permitted or one.cohort_size is None:
                 continue
             known = len(asked.get(one.entry.record.round, evidence.plan.holders))
-            if one.request.holders > known:
+            if one.cohort_size > known:
                 report(
-                    f"{one.entry}: decided for a cohort of {one.request.holders} holders, "
+                    f"{one.entry}: decided for a cohort of {one.cohort_size} holders, "
                     f"but only {known} were let through in this round"
                 )
 
@@ -271,10 +285,8 @@ def _check_release(evidence: Evidence, own: Mapping[str, Sequence[Judged]], repo
     contributors = {holder for _, commit in select(evidence.of_run, RoundCommitted) for holder in commit.cohort}
     for entry, _ in select(evidence.of_run, ModelReleased):
         for holder in sorted(contributors):
-            asked = [
-                one for one in own.get(holder, ()) if (one.action, one.decision.point) == ("release", Point.RELEASE)
-            ]
-            if not asked or not asked[-1].decision.permitted:
+            asked = [one for one in own.get(holder, ()) if (one.action, one.point) == ("release", Point.RELEASE)]
+            if not asked or not asked[-1].permitted:
                 report(f"{entry}: holder {holder} contributed, and its log has no permit to release")
 
 

@@ -47,12 +47,12 @@ def _permitted_uses(own: Sequence["Judged"]) -> list[tuple["Judged", HolderDecis
     return [
         (one, one.entry.record)
         for one in own
-        if isinstance(one.entry.record, HolderDecision) and one.decision.permitted and one.action != "release"
+        if isinstance(one.entry.record, HolderDecision) and one.permitted and one.action != "release"
     ]
 
 
 def _after_revocation(one: "Judged", record: HolderDecision, status: Status, learnt: Mapping[str, Entry]) -> str | None:
-    policy_id = str(one.decision.policy).rpartition("@")[0]
+    policy_id = str(one.policy).rpartition("@")[0]
     withdrawn = status.revocation_of(policy_id)
     if withdrawn is None or _may_finish(one, withdrawn):
         return None
@@ -67,7 +67,7 @@ def _after_revocation(one: "Judged", record: HolderDecision, status: Status, lea
 
 
 def _may_finish(one: "Judged", withdrawn: RevokedPolicy) -> bool:
-    return withdrawn.on_revoke == OnRevoke.FINISH_ROUND.value and one.decision.point is Point.BEFORE_UPLOAD
+    return withdrawn.on_revoke == OnRevoke.FINISH_ROUND.value and one.point is Point.BEFORE_UPLOAD
 
 
 def _while_suspended(

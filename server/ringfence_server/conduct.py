@@ -52,8 +52,13 @@ B = TypeVar("B", bound=Body)
 Report = Callable[[str, Mapping[str, object]], None]
 
 
-def conduct(grid: Grid, run: RunFile) -> Results:
+def conduct(grid: Grid, run: RunFile, *, let_go: Callable[[], None] = lambda: None) -> Results:
     """Carry a run out, or go on with one from its last committed round.
+
+    Args:
+        grid: The way to the holders' nodes.
+        run: The run.
+        let_go: Called when no node is asked anything any more; the results are still to be written then.
 
     Raises:
         RunRefused: No data holder permits the plan, so nothing was trained.
@@ -63,14 +68,17 @@ def conduct(grid: Grid, run: RunFile) -> Results:
         closing(EventFile(Path(run.directory) / "events.jsonl")) as report,
         closing(Coordinator(run.root / "coordinator", coordinator_id=_coordinator_id(run))) as coordinator,
     ):
-        return _Conductor(grid, run, coordinator, report).carry_out()
+        return _Conductor(grid, run, coordinator, report, let_go).carry_out()
 
 
 class _Conductor:
     """The run's steps, in their order; what they share is here."""
 
-    def __init__(self, grid: Grid, run: RunFile, coordinator: Coordinator, report: Report) -> None:
+    def __init__(
+        self, grid: Grid, run: RunFile, coordinator: Coordinator, report: Report, let_go: Callable[[], None]
+    ) -> None:
         self.run = run
+        self.let_go = let_go
         self.coordinator = coordinator
         self.report = report
         self.plan = read_plan(coordinator, run.plan_token)
@@ -128,6 +136,9 @@ class _Conductor:
                 replies=replies,
                 model=model if released is None else None,
             )
+            # A thousand holders' logs are the bundle's now, and verifying them takes as much memory as their nodes did.
+            replies = {holder: reply.model_copy(update={"records": ()}) for holder, reply in replies.items()}
+            self.let_go()
         results = Results(
             run=self.run,
             plan=self.plan,

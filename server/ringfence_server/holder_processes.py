@@ -20,7 +20,7 @@ from flwr.app import Context, Message
 from ringfence_policy.errors import RunFailed
 from ringfence_server.embedded_grid import EmbeddedNode, answered
 from ringfence_server.flower_adapter import from_bytes, to_bytes
-from ringfence_server.run_file import COHORT_APP, reach
+from ringfence_server.run_file import CLOSE_NODES, COHORT_APP, reach
 
 _GRACE_SECONDS: Final = 10
 _THREADS: Final = "OMP_NUM_THREADS"
@@ -57,7 +57,7 @@ class _Part:
 
     def end(self) -> None:
         """Let it close what it opened and end."""
-        with suppress(OSError):  # it ended by itself, and nobody asks it anything any more
+        with suppress(OSError):  # it has ended
             send(self.connection, ())
 
 
@@ -98,6 +98,12 @@ class HolderProcesses:
             told = {"flower_run_id": flower_run_id, "nodes": {node.node_id: dict(node.config) for node in own}}
             other.tell(told)
 
+    def let_go(self) -> None:
+        """Close every node, here and elsewhere: nobody is asked anything any more. Safe to call twice."""
+        for other in self._others:
+            other.end()
+        reach(CLOSE_NODES)()
+
     def __call__(self, messages: Sequence[Message], contexts: Sequence[Context]) -> list[Message]:
         """Have each message answered where its node lives; the answers come in the messages' order.
 
@@ -132,8 +138,6 @@ def holder_processes(count: int) -> Iterator[HolderProcesses]:
         for _ in range(count - 1):
             others.append(_Part())  # noqa: PERF401 -- what was started is ended, come what may
         yield HolderProcesses(others)
-        for other in others:
-            other.end()
     finally:
         os.environ.pop(_THREADS)
         if said:

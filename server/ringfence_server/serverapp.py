@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from ringfence_server.conduct import conduct
 from ringfence_server.conductor_lock import conducting
 from ringfence_server.deployment_grid import DeploymentGrid
+from ringfence_server.embedded_grid import EmbeddedGrid
 from ringfence_server.run_failure import keep_log, told
 from ringfence_server.run_file import ATTEMPT, RUN_DIRECTORY, RunFile
 
@@ -20,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     directory = Path(str(context.run_config[RUN_DIRECTORY]))
     run = RunFile.load(directory)
     if run.superlink is None:
-        conduct(grid, run)
+        conduct(grid, run, let_go=grid.let_go if isinstance(grid, EmbeddedGrid) else lambda: None)
         return
     # A process of its own, started by Flower: one at a time, and never for an attempt that was followed by another.
     with conducting(run, attempt=int(str(context.run_config[ATTEMPT])), flower_run_id=context.run_id):

@@ -18,7 +18,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from ringfence_policy.errors import RingfenceError
 from ringfence_server.run_failure import FLOWER_LOG, keep_log, told
-from ringfence_server.run_file import CLOSE_NODES, COHORT_APP, RUN_DIRECTORY, WORKROOM, RunFile, reach
+from ringfence_server.run_file import COHORT_APP, RUN_DIRECTORY, WORKROOM, RunFile, reach
 
 if TYPE_CHECKING:
     from ringfence_server.holder_processes import HolderProcesses
@@ -83,6 +83,7 @@ def run_embedded(run: RunFile, processes: "HolderProcesses", *, pause_seconds: f
         cohort_app=processes,
         flower_run_id=run.flower_run_id,
         pause_seconds=pause_seconds,
+        let_go=processes.let_go,
     )
     context = Context(
         run_id=run.flower_run_id,
@@ -94,7 +95,7 @@ def run_embedded(run: RunFile, processes: "HolderProcesses", *, pause_seconds: f
     try:
         app(grid, context)
     finally:
-        reach(CLOSE_NODES)()
+        processes.let_go()
 
 
 def _quiet_flower(directory: Path) -> None:

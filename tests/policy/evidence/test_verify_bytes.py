@@ -15,6 +15,10 @@ from ringfence_policy.verify import verify_bundle
 DICE = 20261121
 
 
+def packed(files):
+    return b"".join(pack(files))
+
+
 @pytest.fixture(scope="module")
 def archive(honest):
     honest.verify()
@@ -70,7 +74,7 @@ def test_any_byte_of_any_file_changed_fails_even_when_the_archive_is_packed_agai
     for name, place in places:
         changed = bytearray(files[name])
         changed[place] ^= 1 << dice.randrange(8)
-        outcome = verify_bytes(pack({**files, name: bytes(changed)}))
+        outcome = verify_bytes(packed({**files, name: bytes(changed)}))
         assert not outcome.passed, (name, place)
         assert any(problem.name in {"bundle", "manifest"} for problem in outcome.problems), (name, place)
 
@@ -86,7 +90,7 @@ def test_a_file_that_is_no_bundle_is_one_plain_problem(archive, verify_bytes, tm
     for data in (
         b"", b"PK", b"PK\x05\x06" + bytes(18), b"PK\x03\x04" + bytes(26), b"not a zip at all", dice.randbytes(5000),
         archive[:-1], archive[: len(archive) // 2], archive[1:], archive + b"\0", archive * 2, bomb.getvalue(),
-        escape.getvalue(), pack({"a": b""}),
+        escape.getvalue(), packed({"a": b""}),
     ):  # fmt: skip
         outcome = verify_bytes(data)
         assert not outcome.passed
