@@ -24,6 +24,7 @@ APPLICATION_ID = 0x52464C44  # "RFLD" in the SQLite header: another program's da
 BUSY_TIMEOUT_SECONDS = 30.0
 _SYNCING_THREADS = 8
 _CACHE_KIB = 256
+_CACHED_STATEMENTS = 40  # a round of a run asks some 30 different ones; each takes some 5 KB
 _TOGETHER: "ContextVar[SyncedTogether | None]" = ContextVar("ringfence_synced_together", default=None)
 _OPENING = threading.Lock()  # one thread at a time creates the file; see _make_private
 _PARTS_TABLE = "CREATE TABLE IF NOT EXISTS schema_part (part TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
@@ -76,7 +77,11 @@ class Database:
             except OSError as error:
                 raise sqlite3.OperationalError(str(error)) from error
             connection = sqlite3.connect(
-                path, timeout=busy_timeout_seconds, isolation_level=None, check_same_thread=False
+                path,
+                timeout=busy_timeout_seconds,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=_CACHED_STATEMENTS,
             )
             try:
                 _prepare_in_turn(connection, path, patience_seconds=busy_timeout_seconds, must_exist=must_exist)
