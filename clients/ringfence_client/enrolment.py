@@ -6,7 +6,8 @@ from pathlib import Path
 from ringfence_client.home import HolderHome
 from ringfence_client.joining import card_of
 from ringfence_client.officer import set_up
-from ringfence_client.peers import meet_peers
+from ringfence_client.peers import meet_peers, peers_document
+from ringfence_policy.durable import write_durably
 from ringfence_policy.identity import PublicKey
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.protocol import HolderCard
@@ -24,13 +25,19 @@ def enrol(directory: str) -> HolderCard:
     return card_of(home)
 
 
-def introduce(directory: str, cards: Sequence[HolderCard]) -> None:
-    """Let a holder of this process get to know the others, as real holders do out of band.
+def introduce(directories: Sequence[str], cards: Sequence[HolderCard]) -> None:
+    """Let the holders of this process get to know each other, as real holders do out of band.
+
+    Each gets the same file, with itself in it: a thousand would otherwise write, read and keep a million keys.
 
     Raises:
         TrustRefused: One of them was known under another root key.
     """
-    home = HolderHome(Path(directory))
-    others = {card.holder_id: PublicKey.from_jwk(card.root) for card in cards}
-    others.pop(home.profile.holder_id, None)
-    meet_peers(home, others)
+    roots = {card.holder_id: PublicKey.from_jwk(card.root) for card in cards}
+    everybody = peers_document(roots)
+    for directory in directories:
+        home = HolderHome(Path(directory))
+        if home.peers.exists():
+            meet_peers(home, roots)
+        else:
+            write_durably(home.peers, everybody)

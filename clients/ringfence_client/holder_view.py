@@ -66,7 +66,7 @@ def standing_document(home: HolderHome, status: Status, policy: UsagePolicy | No
         },
         "coordinator": None if coordinator is None else coordinator.coordinator,
         "coordinator_address": None if coordinator is None else coordinator.address,
-        "known_holders": sorted(known_peers(home)),
+        "known_holders": sorted(known_peers(home).keys() - {profile.holder_id}),
         "node_is_open": is_open(home),
     }
 

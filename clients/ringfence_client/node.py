@@ -481,7 +481,7 @@ class HolderNode:
             log=self.log_view(since=known_size),
         )
 
-    def _known_peers(self) -> dict[str, PublicKey]:
+    def _known_peers(self) -> Mapping[str, PublicKey]:
         return self._files.read(self.home.peers, read_peers) if self.home.peers.exists() else {}
 
     def _simulated_officer(self, round_number: int) -> None:

@@ -6,6 +6,8 @@ The coordinator's word counts for nothing here, and neither do holders that only
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 
 from ringfence_client.home import HolderHome
 from ringfence_client.run_terms import RunTerms
@@ -17,8 +19,8 @@ from ringfence_policy.protocol import PeerPapers
 from ringfence_policy.trust_store import TrustStore
 
 
-def known_peers(home: HolderHome) -> dict[str, PublicKey]:
-    """The root keys of the holders that this one knows, by holder id.
+def known_peers(home: HolderHome) -> Mapping[str, PublicKey]:
+    """The root keys of the holders that this one knows, by holder id; in a simulation its own among them.
 
     Raises:
         TrustRefused: The file holds something that is no public key.
@@ -26,14 +28,17 @@ def known_peers(home: HolderHome) -> dict[str, PublicKey]:
     return read_peers(home.peers.read_bytes()) if home.peers.exists() else {}
 
 
-def read_peers(data: bytes) -> dict[str, PublicKey]:
+@lru_cache(maxsize=8)  # a simulation's holders have all the same file
+def read_peers(data: bytes) -> Mapping[str, PublicKey]:
     """The root keys in the file of known peers.
 
     Raises:
         TrustRefused: It holds something that is no public key.
     """
     try:
-        return {sys.intern(holder_id): PublicKey.from_jwk(jwk) for holder_id, jwk in json.loads(data).items()}
+        return MappingProxyType(
+            {sys.intern(holder_id): PublicKey.from_jwk(jwk) for holder_id, jwk in json.loads(data).items()}
+        )
     except (ValueError, TypeError, AttributeError):
         raise TrustRefused("the file of known peers is unreadable", expected="root keys by holder id") from None
 
@@ -58,8 +63,12 @@ def meet_peers(home: HolderHome, roots: Mapping[str, PublicKey]) -> None:
             )
     if known == before:
         return
-    document = {holder_id: root.jwk for holder_id, root in sorted(known.items())}
-    write_durably(home.peers, json.dumps(document, indent=1).encode())
+    write_durably(home.peers, peers_document(known))
+
+
+def peers_document(known: Mapping[str, PublicKey]) -> bytes:
+    """The file of known peers."""
+    return json.dumps({holder_id: root.jwk for holder_id, root in sorted(known.items())}, indent=1).encode()
 
 
 def present_peers(

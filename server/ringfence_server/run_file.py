@@ -150,8 +150,7 @@ def start_run(scenario: Scenario, *, out: Path | None, seed: int | None, run_id:
     directories = {holder_id: str(scenario.holder_directory(holder_id).resolve()) for holder_id in scenario.holders}
     enrol = reach(ENROL)
     cards: dict[str, HolderCard] = {holder_id: enrol(path) for holder_id, path in sorted(directories.items())}
-    for path in directories.values():
-        reach(INTRODUCE)(path, list(cards.values()))
+    reach(INTRODUCE)(list(directories.values()), list(cards.values()))
     run = draft_run(
         scenario.directory,
         plan=scenario.plan,

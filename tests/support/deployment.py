@@ -199,7 +199,7 @@ class LiveDeployment:
         cards = [enrol(str(self.scenario.holder(one))) for one in self.scenario.holders]
         for card in cards:
             home = self.scenario.holder(card.holder_id)
-            introduce(str(home), cards)
+            introduce([str(home)], cards)
             self.holders[card.holder_id] = self._holder(card, home)
         self.coordinator = Part(
             [*self.before, *_ringfence(), "coordinator", "start", str(self.directory), "--json"],
