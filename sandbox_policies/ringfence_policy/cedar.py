@@ -7,10 +7,10 @@ holds, no forbid can apply: both say the same conditions, which is checked when 
 asked first, alone, and all of the rules where it does not hold. The schema is always passed, so that a request of the
 wrong shape is refused before any rule is tried.
 
-Most of a decision's time is Cedar's reading of the facts. What a plan says is the same in every round, so it is read
-once, as an entity kept under exactly the facts it holds; a request brings the rest. What a policy calls itself and its
-dataset is a fact as well, and not in the rules: so policies that ask for the same are compiled once, as the thousand
-holders of a simulation have.
+Most of a decision's time is Cedar's reading of the facts. What a plan says is the same in every round, and where and
+how it is asked nearly so: each is read once, as an entity kept under exactly the facts it holds, and a request brings
+the rest. What a policy calls itself and its dataset is a fact as well, and not in the rules: so policies that ask for
+the same are compiled once, as the thousand holders of a simulation have.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from ringfence_policy.request import RoundRequest
 from ringfence_policy.vocabulary import ORDERED, PURPOSES, Evaluation, ReleaseTier, ReleaseTo, Unit
 
 PERMIT_ID: Final = "permit"
+_SETTING: Final = "here"  # the one there is beside a question
 
 SCHEMA: Final = """
 namespace Ringfence {
@@ -44,12 +45,14 @@ namespace Ringfence {
     secure_aggregation: Bool, columns: Set<String>, retention_days: Long, release_to: Audience, release_tier: Tier,
     rehearsal: Bool,
   };
+  entity Setting = {
+    delta_pico: Long, records_withheld: Bool, holders: Long, sandboxed: Bool, at_holder: Bool, evaluation: Evaluation,
+    revoked: Bool, suspended: Bool, round_under_way: Bool, status_fresh: Bool,
+  };
   type Use = {
     own_policy: String, own_dataset: Dataset,
-    policy: String, plan: Plan, now: datetime, rounds_used: Long,
-    epsilon_after_micro: Long, epsilon_cost_micro: Long, delta_pico: Long,
-    records?: Long, records_withheld: Bool, holders: Long, sandboxed: Bool, at_holder: Bool, evaluation: Evaluation,
-    revoked: Bool, suspended: Bool, round_under_way: Bool, status_fresh: Bool,
+    policy: String, plan: Plan, setting: Setting, now: datetime, rounds_used: Long,
+    epsilon_after_micro: Long, epsilon_cost_micro: Long, records?: Long,
   };
   action train, evaluate, release appliesTo { principal: [Organisation], resource: [Dataset], context: Use };
 }
@@ -120,8 +123,8 @@ class CedarEngine:
 
         Whatever cedarpy raises comes through; the gate turns it into a denial.
         """
-        question = _as_cedar(request, policy=policy, point=point, records_withheld=records_withheld)
-        entities = _with_plan(_planned(request))
+        question = _as_cedar(request, policy=policy, records_withheld=records_withheld)
+        entities = _entities(_planned(request), _setting(request, point=point, records_withheld=records_withheld))
         permit = self._put(question, self._permit, entities)
         if permit.allowed and not permit.errors:
             return permit
@@ -194,26 +197,17 @@ def _bound(clause: Clause, condition: str) -> str:
     return f"{exempt} || ({condition})"
 
 
-def _as_cedar(request: RoundRequest, *, policy: UsagePolicy, point: Point, records_withheld: bool) -> dict[str, Any]:
+def _as_cedar(request: RoundRequest, *, policy: UsagePolicy, records_withheld: bool) -> dict[str, Any]:
     context: dict[str, Any] = {  # the schema says which of these texts are times and which pairs are entities
         "own_policy": policy.policy_id,
         "own_dataset": _ref("Dataset", policy.dataset_id),
         "policy": request.policy_id,
         "plan": _ref("Plan", request.plan_digest),
+        "setting": _ref("Setting", _SETTING),
         "now": rfc3339(request.now),
         "rounds_used": request.rounds_used,
         "epsilon_after_micro": request.epsilon_after_micro,
         "epsilon_cost_micro": request.epsilon_cost_micro,
-        "delta_pico": request.delta_pico,
-        "records_withheld": records_withheld,
-        "holders": request.holders,
-        "sandboxed": request.sandboxed,
-        "at_holder": point is not Point.COORDINATOR,
-        "evaluation": _ref("Evaluation", request.evaluation.value),
-        "revoked": request.revoked,
-        "suspended": request.suspended,
-        "round_under_way": point is Point.BEFORE_UPLOAD,
-        "status_fresh": request.status_fresh,
     }
     if request.records is not None and not records_withheld:
         context["records"] = request.records
@@ -262,20 +256,55 @@ def _planned(request: RoundRequest) -> _Planned:
     )
 
 
-# Invariant: the key is every fact that the entity holds, and not the plan's name, which a request could misuse.
-@lru_cache(maxsize=64)
-def _with_plan(planned: _Planned) -> Any:
-    """The fixed entities, and the plan as one more, checked against the schema."""
-    schema, entities = _schema_and_entities()
-    attributes = vars(planned) | {
+@dataclass(frozen=True)
+class _Setting:
+    """The facts of a request that say where and how it is asked: the same for many holders, and from round to round."""
+
+    delta_pico: int
+    records_withheld: bool
+    holders: int
+    sandboxed: bool
+    at_holder: bool
+    evaluation: str
+    revoked: bool
+    suspended: bool
+    round_under_way: bool
+    status_fresh: bool
+
+
+def _setting(request: RoundRequest, *, point: Point, records_withheld: bool) -> _Setting:
+    return _Setting(
+        delta_pico=request.delta_pico,
+        records_withheld=records_withheld,
+        holders=request.holders,
+        sandboxed=request.sandboxed,
+        at_holder=point is not Point.COORDINATOR,
+        evaluation=request.evaluation.value,
+        revoked=request.revoked,
+        suspended=request.suspended,
+        round_under_way=point is Point.BEFORE_UPLOAD,
+        status_fresh=request.status_fresh,
+    )
+
+
+# Invariant: the key is every fact that the two entities hold, and not the plan's name, which a request could misuse.
+@lru_cache(maxsize=256)
+def _entities(planned: _Planned, setting: _Setting) -> Any:
+    """The fixed entities, and plan and setting as two more, checked against the schema."""
+    schema, fixed = _schema_and_entities()
+    plan = vars(planned) | {
         "purpose": _ref("Purpose", planned.purpose),
         "unit": _ref("Unit", planned.unit),
         "columns": sorted(planned.columns),
         "release_to": _ref("Audience", planned.release_to),
         "release_tier": _ref("Tier", planned.release_tier),
     }
-    plan = {"uid": _ref("Plan", planned.digest), "attrs": attributes, "parents": []}
-    return entities.with_added_json_str(json.dumps([plan]), schema=schema)
+    here = vars(setting) | {"evaluation": _ref("Evaluation", setting.evaluation)}
+    added = [
+        {"uid": _ref("Plan", planned.digest), "attrs": plan, "parents": []},
+        {"uid": _ref("Setting", _SETTING), "attrs": here, "parents": []},
+    ]
+    return fixed.with_added_json_str(json.dumps(added), schema=schema)
 
 
 def _ref(kind: str, name: str) -> dict[str, str]:

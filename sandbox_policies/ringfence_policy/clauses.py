@@ -239,7 +239,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="settings",
         odrl="rf:holders gteq",
         actions=USES,
-        cedar=lambda policy: f"context.holders >= {policy.min_holders}",
+        cedar=lambda policy: f"context.setting.holders >= {policy.min_holders}",
         sentence=holders_sentence,
         limit=lambda policy: f"at least {counted(policy.min_holders, 'data holder')}",
         actual=lambda request: counted(request.holders, "data holder"),
@@ -267,7 +267,9 @@ _ROWS: Final[tuple[Clause, ...]] = (
         actions=USES,
         # The coordinator cannot see a holder's walls. What a holder says of them stands in its log, for an auditor.
         points=AT_THE_HOLDER,
-        cedar=lambda policy: "!context.at_holder || context.sandboxed" if policy.sandbox is Sandbox.REQUIRED else None,
+        cedar=lambda policy: (
+            "!context.setting.at_holder || context.setting.sandboxed" if policy.sandbox is Sandbox.REQUIRED else None
+        ),
         sentence=lambda policy: SANDBOX_SENTENCES[policy.sandbox],
         limit=lambda policy: policy.sandbox.value,
         actual=lambda request: _yes(request.sandboxed, "in a sandbox", "no sandbox"),
@@ -296,7 +298,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         points=AT_THE_HOLDER,
         is_secret=True,
         cedar=lambda policy: (
-            f"context.records_withheld || (context has records && context.records >= {policy.min_records})"
+            f"context.setting.records_withheld || (context has records && context.records >= {policy.min_records})"
         ),
         sentence=lambda policy: (
             f"At least {counted(policy.min_records, 'record')} must be there before this data is used."
@@ -358,7 +360,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="privacy",
         odrl="rf:deltaPico lteq",
         actions=USES,
-        cedar=lambda policy: f"context.delta_pico <= {policy.delta_pico}",
+        cedar=lambda policy: f"context.setting.delta_pico <= {policy.delta_pico}",
         sentence=lambda policy: (
             f"That budget counts at delta {delta_text(policy.delta_pico)}, the chance that it does not hold."
         ),
@@ -392,7 +394,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         table="privacy",
         odrl="rf:evaluation isAnyOf",
         actions=EVALUATING,
-        cedar=lambda policy: f"context.evaluation in {entity('Evaluation', policy.evaluation)}",
+        cedar=lambda policy: f"context.setting.evaluation in {entity('Evaluation', policy.evaluation)}",
         sentence=lambda policy: EVALUATION_SENTENCES[policy.evaluation],
         limit=lambda policy: policy.evaluation.value,
         actual=lambda request: request.evaluation.value,
@@ -435,9 +437,9 @@ _ROWS: Final[tuple[Clause, ...]] = (
         # Revoking ends future use. What was learned before cannot be unlearned and stays under the release terms.
         actions=USES,
         cedar=lambda policy: (
-            "!context.revoked"
+            "!context.setting.revoked"
             if policy.on_revoke is OnRevoke.STOP_NOW
-            else "!context.revoked || context.round_under_way"
+            else "!context.setting.revoked || context.setting.round_under_way"
         ),
         sentence=lambda policy: REVOKE_SENTENCES[policy.on_revoke],
         limit=lambda _: "not revoked",
@@ -449,7 +451,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         odrl="(outside ODRL: a signed status)",
         # Unlike a revocation it lets no round finish. Like one it ends use and leaves the release to the policy.
         actions=USES,
-        cedar=lambda _: "!context.suspended",
+        cedar=lambda _: "!context.setting.suspended",
         sentence=lambda _: "While its data officer has suspended its use, this data is not used.",
         limit=lambda _: "not suspended",
         actual=lambda request: _yes(request.suspended, "suspended", "not suspended"),
@@ -458,7 +460,7 @@ _ROWS: Final[tuple[Clause, ...]] = (
         id="status",
         table=None,
         odrl="(outside ODRL: a signed status)",
-        cedar=lambda _: "context.status_fresh",
+        cedar=lambda _: "context.setting.status_fresh",
         sentence=lambda _: "A fresh signed status of the data holder must be at hand.",
         limit=lambda _: "fresh",
         actual=lambda request: _yes(request.status_fresh, "fresh", "missing or stale"),

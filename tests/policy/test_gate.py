@@ -137,9 +137,11 @@ SWAPS = (
     ("<=", "<"), ("<=", ">="), (" < ", " <= "), (">=", ">"), (" && ", " || "), (" || ", " && "), ("==", "!="),
     ("!=", "=="), ("!context", "context"), ("!(", "("), (" in ", " == "), ("containsAll", "containsAny"),
     ("context.epsilon_after_micro", "context.epsilon_cost_micro"), ("not_purposes", "purposes"),
-    ("context.now", 'datetime("2026-06-01T00:00:00.000Z")'), ("context.revoked", "context.plan.rehearsal"),
-    ("context.round_under_way", "context.status_fresh"), ("context.holders", "context.rounds_used"),
-    ("context.sandboxed", "context.plan.secure_aggregation"), ("context.at_holder", "context.records_withheld"),
+    ("context.now", 'datetime("2026-06-01T00:00:00.000Z")'), ("context.setting.revoked", "context.plan.rehearsal"),
+    ("context.setting.round_under_way", "context.setting.status_fresh"),
+    ("context.setting.holders", "context.rounds_used"),
+    ("context.setting.sandboxed", "context.plan.secure_aggregation"),
+    ("context.setting.at_holder", "context.setting.records_withheld"),
 )  # fmt: skip
 
 
@@ -179,7 +181,7 @@ def test_every_mutant_of_every_clause_is_noticed(make_policy, monkeypatch):
             if not _is_noticed(policy, mutated, monkeypatch):
                 unnoticed.append((clause.id, mutant))
     # Equivalent: what a policy of "private" lets in besides private is "none", which no evaluation request can carry.
-    equivalent = 'context.evaluation == Ringfence::Evaluation::"private"'
+    equivalent = 'context.setting.evaluation == Ringfence::Evaluation::"private"'
     assert unnoticed == [("evaluation", equivalent)]
     assert count > 120
 
@@ -191,7 +193,7 @@ def test_mutant_of_one_half_alone_is_refused_when_it_is_compiled(make_policy):
     head, *forbids = text.split("\n\n")
     for changed in (
         "\n\n".join([head, *forbids[1:]]),  # a forbid is gone
-        "\n\n".join([head.replace("\n  && (context.status_fresh)", ""), *forbids]),  # a conjunct is gone
+        "\n\n".join([head.replace("\n  && (context.setting.status_fresh)", ""), *forbids]),  # a conjunct is gone
         "\n\n".join([head, *forbids[:-1], forbids[-1].replace("unless", "when")]),
         "\n\n".join([head, *forbids[:-1], forbids[-1].replace("forbid", "permit")]),
         "\n\n".join([head.replace("< 12", "< 13"), *forbids]),
