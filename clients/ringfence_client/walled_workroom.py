@@ -25,7 +25,7 @@ from ringfence_client.walls import Wall
 from ringfence_client.workroom import FAILED_USE, DataFacts, ModelFacts, NoiseFault, Result, UseOrder
 from ringfence_policy.errors import DataInvalid, DocumentInvalid, Fault, RingfenceError, TrustRefused
 from ringfence_policy.mechanism import DpMechanism
-from ringfence_policy.plan import TrainingPlan
+from ringfence_policy.plan import TrainerName, TrainingPlan
 
 _QUESTION_SECONDS: Final = 120.0
 _ROOM_FOR_NAMES: Final = 1 << 20
@@ -68,6 +68,7 @@ class WalledWorkroom:
         self._settings = settings
         self._lock = threading.RLock()
         self._link: TrainerLink | None = None
+        self._is_loaded = False
         self._examiner: TrainerLink | None = None
         self._plan = ""
         self._examined_plan = ""
@@ -126,7 +127,8 @@ class WalledWorkroom:
             if self._question(plan, Frame(words)).words != {"said": "sound"}:
                 raise SandboxFault("the trainer did not say whether its noise is sound")
             if plan.terms.model.kind == "module":
-                self._load(plan)
+                self.examine(plan)
+                self._trainer(plan.digest)  # which loads what the examiner named
             self._sound.add(key)
 
     @classmethod
@@ -148,6 +150,7 @@ class WalledWorkroom:
             expected = self._link.breaches if self._link is not None else {}
             try:
                 link = self._trainer(order.plan.digest)
+                self._is_loaded = True  # from here on a plan's own code may answer there, and nothing is asked unpaid
                 if not link.breaches.keys() <= expected.keys():
                     # It was started anew since the gate asked, and stands less well than what was permitted.
                     self.close()
@@ -185,19 +188,6 @@ class WalledWorkroom:
         _raise_refusal(said)
         return said
 
-    def _load(self, plan: TrainingPlan) -> None:
-        """Have the process for the plan's records load what trains them, which takes seconds, while nothing is charged.
-
-        The plan's own code is left alone: where records are, it is read for a charged use.
-        """
-        frame = Frame({"ask": "load", "trainer": self.examine(plan).trainer})
-        try:
-            said = self._trainer(plan.digest).ask(frame, seconds=_QUESTION_SECONDS)
-        except WireFault as error:
-            raise _broken(error) from None
-        if said.words != {"said": "loaded"}:
-            raise SandboxFault("the trainer's process did not say whether it is ready")
-
     def _examiner_of(self, plan: TrainingPlan) -> TrainerLink:
         """The process for what is asked about a plan's own code before anything is charged."""
         if self._examiner is not None and not (self._examiner.is_alive and self._examined_plan == plan.digest):
@@ -229,10 +219,27 @@ class WalledWorkroom:
                     self._link = TrainerLink("trainer", self._settings)
                 except WireFault as error:
                     raise _broken(error) from None
+                self._is_loaded = False
                 for wall, how in self._link.breaches.items():
                     _log.warning("the wall '%s' does not stand: %s", wall, how)
             self._plan = plan_digest
+            if not self._is_loaded and plan_digest in self._examined:
+                self._load(self._link, self._examined[plan_digest].trainer)
             return self._link
+
+    def _load(self, link: TrainerLink, trainer: TrainerName) -> None:
+        """Have a process that has opened no record yet load what trains them, which takes seconds.
+
+        In the use it would be charged for coming late. Only our own code runs there so far: what it answers tells
+        nothing of a record.
+        """
+        try:
+            said = link.ask(Frame({"ask": "load", "trainer": trainer}), seconds=_QUESTION_SECONDS)
+        except WireFault as error:
+            raise _broken(error) from None
+        if said.words != {"said": "loaded"}:
+            raise SandboxFault("the trainer's process did not say whether it is ready")
+        self._is_loaded = True
 
     def _forget_an_older_version(self) -> None:
         """Count again, and open again, where the data file is another one than before."""

@@ -24,6 +24,7 @@ from ringfence_policy.errors import DataInvalid
 from ringfence_policy.protocol import FAULT_CODE
 from ringfence_policy.settlement import loudest_training
 from ringfence_server.conversation import read_refusal
+from ringfence_server.governor import Governor
 
 SEED = 11
 SUPPORT = Path(own_models_file).parent
@@ -207,21 +208,50 @@ def test_a_models_code_that_tries_to_get_out_is_kept_in_and_trains_like_any_othe
     assert ask_health(agents.sockets["elm"]) == "serving"
 
 
-def test_what_trains_a_plans_own_code_is_loaded_before_anything_is_charged(one_walled_holder, monkeypatch):
-    """It takes seconds, and a use that comes too late for its round is charged all the same."""
-    run, _ = one_walled_holder(**hostile("Kills"))
-    real, at_the_use = TrainerLink.ask, []
+@pytest.fixture
+def asked(monkeypatch):
+    """What each process is asked, in order, and whether torch is loaded there by then."""
+    real, found = TrainerLink.ask, []
 
     def look(link, frame, **options):
-        if frame.words["ask"] == "use":
-            at_the_use.append("libtorch" in Path(f"/proc/{link.pid}/maps").read_text())
+        found.append((link.pid, frame.words["ask"], "libtorch" in Path(f"/proc/{link.pid}/maps").read_text()))
         return real(link, frame, **options)
 
     monkeypatch.setattr(TrainerLink, "ask", look)
+    return found
+
+
+def test_what_trains_a_plans_own_code_is_loaded_before_anything_is_charged(one_walled_holder, asked):
+    """It takes seconds, and a use that comes too late for its round is charged all the same."""
+    run, agents = one_walled_holder(**hostile("Kills"))
     run.propose()
     run.governor.offer(run.grid, 1)
     assert not run.request("elm").has_error()
-    assert at_the_use == [True]
+    os.kill(agents.nodes["elm"].workroom.pid, signal.SIGKILL)
+    run.governor.offer(run.grid, 2)
+    assert not run.request("elm", round_number=2).has_error()
+    uses = [(pid, is_loaded) for pid, ask, is_loaded in asked if ask == "use"]
+    assert len({pid for pid, _ in uses}) == 2
+    assert [is_loaded for _, is_loaded in uses] == [True, True]
+
+
+def test_where_a_plans_own_code_saw_records_nothing_is_asked_that_is_not_charged(one_walled_holder, asked):
+    """It could answer by what it saw, in a refusal that costs nothing, again and again."""
+    run, agents = one_walled_holder(**hostile("Kills"))
+    run.propose()
+    run.governor.offer(run.grid, 1)
+    assert not run.request("elm").has_error()
+    used = agents.nodes["elm"].workroom.pid
+    again = f"{run.file.run_id}-again"
+    run.governor = Governor(
+        coordinator=run.coordinator, cards=run.file.nodes(), plan=run.plan, plan_token=run.file.plan_token,
+        run_id=again, seed=SEED, poll_seconds=0.02,
+    )  # fmt: skip
+    run.propose()
+    run.governor.offer(run.grid, 1)
+    assert not run.request("elm", run_id=again).has_error()
+    asks = [ask for pid, ask, _ in asked if pid == used]
+    assert asks[asks.index("use") :] == ["use", "use"]
 
 
 @pytest.mark.parametrize("name", KEPT_IN)
