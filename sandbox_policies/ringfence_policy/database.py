@@ -23,7 +23,7 @@ from ringfence_policy.errors import LedgerFault
 APPLICATION_ID = 0x52464C44  # "RFLD" in the SQLite header: another program's database is refused, not extended
 BUSY_TIMEOUT_SECONDS = 30.0
 _SYNCING_THREADS = 8
-_CACHE_KIB = 256
+_CACHE_KIB = 128
 _CACHED_STATEMENTS = 40  # a round of a run asks some 30 different ones; each takes some 5 KB
 _TOGETHER: "ContextVar[SyncedTogether | None]" = ContextVar("ringfence_synced_together", default=None)
 _OPENING = threading.Lock()  # one thread at a time creates the file; see _make_private

@@ -417,8 +417,13 @@ class LedgerReader:
         """Whether what counts against a budget comes from more than one run."""
         if not any(mechanism.sampling_rate < 1 for mechanism, _ in self.history(budget.dataset_id)):
             return False  # a sum of unsampled mechanisms is a filter by itself: their cost does not depend on this
-        one = self._any_run(budget, reserved=reserved)
-        return one is not None and self._is_adaptive(budget, run_id=one, reserved=reserved)
+        whole = self._dataset_budget(budget.dataset_id)  # as above
+        return self._mixes_runs(whole, reserved=True) and self._mixes_runs(budget, reserved=reserved)
+
+    def _mixes_runs(self, budget: Budget, *, reserved: bool) -> bool:
+        key = ("any run", budget.dataset_id, budget.policy_id, reserved)
+        one = self._while_unchanged(key, lambda: self._any_run(budget, reserved=reserved))
+        return one is not None and self._has_other_runs(budget, one, reserved=reserved)
 
     def _any_run(self, budget: Budget, *, reserved: bool) -> str | None:
         found = self._database.rows(
