@@ -68,6 +68,7 @@ def forget() -> None:
         accounting._epsilon,  # noqa: SLF001 - a benchmark of what they save
         accounting._micro,  # noqa: SLF001
         accounting.rounds_that_fit,
+        accounting.calibrate_noise,
         composition._losses,  # noqa: SLF001
         composition._log_spectrum,  # noqa: SLF001
     )

@@ -50,10 +50,13 @@ class _Part:
         with _lost_is_the_run():
             send(self.connection, messages)
 
-    def answers(self) -> list[Message]:
-        """What it answers to what it was asked last."""
+    def answers(self, count: int) -> list[Message]:
+        """What it answers to what it was asked last, so many messages."""
         with _lost_is_the_run():
-            return receive(self.connection)
+            replies = receive(self.connection)
+            if len(replies) != count:
+                raise EOFError
+            return replies
 
     def end(self) -> None:
         """Let it close what it opened and end."""
@@ -120,7 +123,7 @@ class HolderProcesses:
         own = answered(reach(COHORT_APP), [messages[at] for at in here], [contexts[at] for at in here]) if here else []
         replies = dict(zip(here, own, strict=True))
         for other, positions in elsewhere.items():
-            replies |= zip(positions, other.answers(), strict=True)
+            replies |= zip(positions, other.answers(len(positions)), strict=True)
         return [replies[position] for position in range(len(messages))]
 
 
@@ -128,7 +131,8 @@ class HolderProcesses:
 def holder_processes(count: int) -> Iterator[HolderProcesses]:
     """So many processes, this one included, for the length of the block. The others end with it, however it ends.
 
-    The threads that this process may compute with they share, as OMP_NUM_THREADS then says in each of them.
+    The threads that this process may compute with they share, as OMP_NUM_THREADS then says in the others, and here to
+    what asks it from then on.
     """
     said = os.environ.get(_THREADS, "")
     threads = int(said) if said.isdecimal() else os.cpu_count() or 1
