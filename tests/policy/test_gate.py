@@ -248,6 +248,19 @@ def test_engine_trouble_is_a_denial_with_clause_engine(make_policy, make_request
     assert any(error.startswith(kind) for error in decision.errors)
 
 
+def test_what_cedar_said_of_the_permit_alone_counts_where_all_rules_are_asked(make_policy, make_request, monkeypatch):
+    answers = iter(
+        [
+            CedarAnswer(allowed=True, failed=frozenset(), errors=("cedar-error: overflow",)),
+            CedarAnswer(allowed=True, failed=frozenset(), errors=()),
+        ]
+    )
+    monkeypatch.setattr(CedarEngine, "_put", lambda *_: next(answers))
+    decision = PolicyGate(make_policy()).decide(make_request(), point=Point.BEFORE_TRAINING)
+    assert not decision.permitted
+    assert decision.errors == ("cedar-error: overflow",)
+
+
 def test_cedar_permitting_what_the_reference_denies_is_a_denial(make_policy, make_request):
     subject = _with_engine(make_policy(), lambda *_, **__: CedarAnswer(allowed=True, failed=frozenset(), errors=()))
     decision = subject.decide(make_request(coordinator="insurer-one"), point=Point.BEFORE_TRAINING)
