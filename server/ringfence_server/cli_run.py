@@ -70,7 +70,7 @@ def run_directory(
         raise UsageError(
             "this directory is no deployment, so there is no SuperLink for it",
             where=str(directory),
-            next_step=f"`ringfence run {directory}` runs a scenario in one process; "
+            next_step=f"`ringfence run {directory}` runs a scenario on this machine; "
             "`ringfence coordinator init DIR` makes a deployment",
         )
     if resume:

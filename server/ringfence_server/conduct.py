@@ -52,13 +52,13 @@ B = TypeVar("B", bound=Body)
 Report = Callable[[str, Mapping[str, object]], None]
 
 
-def conduct(grid: Grid, run: RunFile, *, let_go: Callable[[], None] = lambda: None) -> Results:
+def conduct(grid: Grid, run: RunFile, *, close_nodes: Callable[[], None] = lambda: None) -> Results:
     """Carry a run out, or go on with one from its last committed round.
 
     Args:
         grid: The way to the holders' nodes.
         run: The run.
-        let_go: Called when no node is asked anything any more; the results are still to be written then.
+        close_nodes: Called when no node is asked anything any more; the results are still to be written then.
 
     Raises:
         RunRefused: No data holder permits the plan, so nothing was trained.
@@ -68,17 +68,17 @@ def conduct(grid: Grid, run: RunFile, *, let_go: Callable[[], None] = lambda: No
         closing(EventFile(Path(run.directory) / "events.jsonl")) as report,
         closing(Coordinator(run.root / "coordinator", coordinator_id=_coordinator_id(run))) as coordinator,
     ):
-        return _Conductor(grid, run, coordinator, report, let_go).carry_out()
+        return _Conductor(grid, run, coordinator, report, close_nodes).carry_out()
 
 
 class _Conductor:
     """The run's steps, in their order; what they share is here."""
 
     def __init__(
-        self, grid: Grid, run: RunFile, coordinator: Coordinator, report: Report, let_go: Callable[[], None]
+        self, grid: Grid, run: RunFile, coordinator: Coordinator, report: Report, close_nodes: Callable[[], None]
     ) -> None:
         self.run = run
-        self.let_go = let_go
+        self.close_nodes = close_nodes
         self.coordinator = coordinator
         self.report = report
         self.plan = read_plan(coordinator, run.plan_token)
@@ -138,7 +138,7 @@ class _Conductor:
             )
             # A thousand holders' logs are the bundle's now, and verifying them takes as much memory as their nodes did.
             replies = {holder: reply.model_copy(update={"records": ()}) for holder, reply in replies.items()}
-            self.let_go()
+            self.close_nodes()
         results = Results(
             run=self.run,
             plan=self.plan,

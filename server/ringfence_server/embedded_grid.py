@@ -43,7 +43,7 @@ class EmbeddedGrid(Grid):
         cohort_app: The holders' side, loaded by its Flower app reference; takes messages and contexts in one order.
         flower_run_id: Flower's number for the run.
         pause_seconds: How long a round waits before it trains, so that people can follow it.
-        let_go: Ends what the holders' side keeps open.
+        close_nodes: Ends what the holders' side keeps open.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class EmbeddedGrid(Grid):
         cohort_app: CohortApp,
         flower_run_id: int,
         pause_seconds: float = 0.0,
-        let_go: Callable[[], None] = lambda: None,
+        close_nodes: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = become_serverapp(flower_run_id)
         self._cohort_app = cohort_app
         self._pause_seconds = pause_seconds
-        self.let_go = let_go
+        self.close_nodes = close_nodes
         self._nodes = {node.node_id: node for node in nodes}
         self._contexts = {node.node_id: context_of(node, flower_run_id) for node in nodes}
         self._replies: dict[str, Message] = {}

@@ -21,6 +21,7 @@ from ringfence_policy.errors import RunFailed
 from ringfence_server.embedded_grid import EmbeddedNode, answered
 from ringfence_server.flower_adapter import from_bytes, to_bytes
 from ringfence_server.run_file import CLOSE_NODES, COHORT_APP, reach
+from ringfence_server.worker_process import usable_cores
 
 _GRACE_SECONDS: Final = 10
 _THREADS: Final = "OMP_NUM_THREADS"
@@ -101,7 +102,7 @@ class HolderProcesses:
             told = {"flower_run_id": flower_run_id, "nodes": {node.node_id: dict(node.config) for node in own}}
             other.tell(told)
 
-    def let_go(self) -> None:
+    def close_nodes(self) -> None:
         """Close every node, here and elsewhere: nobody is asked anything any more. Safe to call twice."""
         for other in self._others:
             other.end()
@@ -135,7 +136,7 @@ def holder_processes(count: int) -> Iterator[HolderProcesses]:
     what asks it from then on.
     """
     said = os.environ.get(_THREADS, "")
-    threads = int(said) if said.isdecimal() else os.cpu_count() or 1
+    threads = int(said) if said.isdecimal() else usable_cores()
     others: list[_Part] = []
     try:
         os.environ[_THREADS] = str(max(1, threads // count))

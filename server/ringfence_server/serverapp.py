@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     directory = Path(str(context.run_config[RUN_DIRECTORY]))
     run = RunFile.load(directory)
     if run.superlink is None:
-        conduct(grid, run, let_go=grid.let_go if isinstance(grid, EmbeddedGrid) else lambda: None)
+        conduct(grid, run, close_nodes=grid.close_nodes if isinstance(grid, EmbeddedGrid) else lambda: None)
         return
     # A process of its own, started by Flower: one at a time, and never for an attempt that was followed by another.
     with conducting(run, attempt=int(str(context.run_config[ATTEMPT])), flower_run_id=context.run_id):

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Set before Flower is imported: a holder's machine calls nobody, and one process must not fight over two cores.
+# Set before Flower is imported: a holder's machine calls nobody.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
@@ -83,7 +83,7 @@ def run_embedded(run: RunFile, processes: "HolderProcesses", *, pause_seconds: f
         cohort_app=processes,
         flower_run_id=run.flower_run_id,
         pause_seconds=pause_seconds,
-        let_go=processes.let_go,
+        close_nodes=processes.close_nodes,
     )
     context = Context(
         run_id=run.flower_run_id,
@@ -95,7 +95,7 @@ def run_embedded(run: RunFile, processes: "HolderProcesses", *, pause_seconds: f
     try:
         app(grid, context)
     finally:
-        processes.let_go()
+        processes.close_nodes()
 
 
 def _quiet_flower(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,8 +19,12 @@ _HOLDERS_EACH = 25
 
 def processes_for(holders: int) -> int:
     """How many processes so many simulated holders are worth with the cores that this process may use."""
-    here = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return max(1, min(len(here), holders // _HOLDERS_EACH))
+    return max(1, min(usable_cores(), holders // _HOLDERS_EACH))
+
+
+def usable_cores() -> int:
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class WorkerProcess:
@@ -60,7 +65,7 @@ def worker_process(directory: Path, lock: int, *, processes: int) -> Iterator[Wo
         processes: Over how many processes, itself included, it shares out the holders.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores()))}
     with (directory / LOG).open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 -- our own module, with a path we made
             [sys.executable, "-m", "ringfence_server.worker", str(directory), str(processes)],
@@ -88,6 +93,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        with suppress(ProcessLookupError):  # one of its session that was stopped, or is deep in other code, sees no end
+            os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:
         with suppress(BrokenPipeError):
             process.stdin.close()

@@ -28,6 +28,7 @@ from ringfence_server.control.times import now_ms
 from ringfence_server.control.views import RunState
 from ringfence_server.run_failure import LOG
 from ringfence_server.run_file import RunFile
+from ringfence_server.worker_process import usable_cores
 
 GO, STOP = "go", "stop"
 _GOING = (RunState.STARTING.value, RunState.RUNNING.value)
@@ -234,7 +235,7 @@ def _interrupted(directory: Path) -> RunFailed:
 
 def _spawn(arguments: list[str], log: Path) -> _Child:
     """Start a process of its own session that outlives this one."""
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count() or 1))}
+    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores()))}
     pid = os.posix_spawn(
         arguments[0],
         arguments,
