@@ -97,7 +97,8 @@ def peer(
         compare(key, thumbprint, whose=holder_id, as_json=as_json)
     meet_peers(home, {holder_id: key})
     if as_json:
-        typer.echo(json.dumps({name: known.thumbprint for name, known in known_peers(home).items()}))
+        others = {name: known.thumbprint for name, known in known_peers(home).items() if name != home.profile.holder_id}
+        typer.echo(json.dumps(others))
     else:
         typer.echo(f"{holder_id} is known by {key.thumbprint}")
 
