@@ -114,6 +114,8 @@ class WalledWorkroom:
             if plan.digest not in self._examined:
                 said = self._question(plan, Frame({"ask": "examine", "plan": plan.to_document()}))
                 self._examined[plan.digest] = _read(said, model_facts_in)
+            if plan.terms.model.kind == "module":
+                self._trainer(plan.digest)  # which loads what the examiner named, before a use of it is charged
             return self._examined[plan.digest]
 
     def check_training(self, run_id: str, plan: TrainingPlan, mechanism: DpMechanism, *, seed: int | None) -> None:
@@ -126,9 +128,6 @@ class WalledWorkroom:
             words = {"ask": "check", "run_id": run_id, "plan": plan.to_document(), "mechanism": document, "seed": seed}
             if self._question(plan, Frame(words)).words != {"said": "sound"}:
                 raise SandboxFault("the trainer did not say whether its noise is sound")
-            if plan.terms.model.kind == "module":
-                self.examine(plan)
-                self._trainer(plan.digest)  # which loads what the examiner named
             self._sound.add(key)
 
     @classmethod
@@ -190,6 +189,7 @@ class WalledWorkroom:
 
     def _examiner_of(self, plan: TrainingPlan) -> TrainerLink:
         """The process for what is asked about a plan's own code before anything is charged."""
+        allowed = self.breaches.keys()  # asked first: where the data file is another one, it ends all processes
         if self._examiner is not None and not (self._examiner.is_alive and self._examined_plan == plan.digest):
             self._end_examiner()
         if self._examiner is None:
@@ -198,7 +198,7 @@ class WalledWorkroom:
             except WireFault as error:
                 raise _broken(error) from None
             self._examined_plan = plan.digest
-        if not self._examiner.breaches.keys() <= self.breaches.keys():
+        if not self._examiner.breaches.keys() <= allowed:
             self._end_examiner()
             raise SandboxFault("the examiner's walls stand less well than the trainer's")
         return self._examiner

@@ -23,6 +23,7 @@ from ringfence_client.walls import Wall
 from ringfence_policy.errors import DataInvalid
 from ringfence_policy.protocol import FAULT_CODE
 from ringfence_policy.settlement import loudest_training
+from ringfence_policy.vocabulary import Action
 from ringfence_server.conversation import read_refusal
 from ringfence_server.governor import Governor
 
@@ -221,18 +222,38 @@ def asked(monkeypatch):
     return found
 
 
-def test_what_trains_a_plans_own_code_is_loaded_before_anything_is_charged(one_walled_holder, asked):
+@pytest.mark.parametrize("action", [Action.TRAIN, Action.EVALUATE])
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_what_trains_a_plans_own_code_is_loaded_before_anything_is_charged(
+    one_walled_holder, asked, monkeypatch, action, is_forgotten
+):
     """It takes seconds, and a use that comes too late for its round is charged all the same."""
     run, agents = one_walled_holder(**hostile("Kills"))
     run.propose()
     run.governor.offer(run.grid, 1)
     assert not run.request("elm").has_error()
-    os.kill(agents.nodes["elm"].workroom.pid, signal.SIGKILL)
+    node = agents.nodes["elm"]
+    if is_forgotten:  # as by an agent that is started anew
+        node.workroom.close()
+        node.workroom = walled(run.home("elm"))
+    else:
+        os.kill(node.workroom.pid, signal.SIGKILL)
+        while node.workroom.pid is not None:
+            time.sleep(0.01)
     run.governor.offer(run.grid, 2)
-    assert not run.request("elm", round_number=2).has_error()
+    charged, charged_at_load, ask = node.ledger.meters(), [], TrainerLink.ask
+
+    def note(link, frame, **options):
+        if frame.words["ask"] == "load":
+            charged_at_load.append(node.ledger.meters())
+        return ask(link, frame, **options)
+
+    monkeypatch.setattr(TrainerLink, "ask", note)
+    assert not run.request("elm", round_number=2, action=action).has_error()
     uses = [(pid, is_loaded) for pid, ask, is_loaded in asked if ask == "use"]
     assert len({pid for pid, _ in uses}) == 2
     assert [is_loaded for _, is_loaded in uses] == [True, True]
+    assert charged_at_load == [charged]
 
 
 def test_where_a_plans_own_code_saw_records_nothing_is_asked_that_is_not_charged(one_walled_holder, asked):
