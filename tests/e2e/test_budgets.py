@@ -15,6 +15,7 @@ from ringfence_policy.bundle import read_bundle
 from ringfence_policy.database import Database
 from ringfence_policy.ledger import PrivacyLedger
 from ringfence_policy.vocabulary import Action
+from ringfence_server.governor import Governor
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("budgets")]
 
@@ -183,3 +184,19 @@ def test_the_claims_in_the_evidence_are_the_ledgers_own_figures(zygote: Zygote, 
 def holder_records(bundle: Path, holder_id: str) -> list[dict[str, Any]]:
     lines = read_bundle(bundle)[f"holders/{holder_id}/log.jsonl"].splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_a_holder_that_is_shown_the_plan_again_in_a_later_round_says_what_is_spent(tiny_run: Any) -> None:
+    """As one that was away when a run was taken up again. What it sent in round 1 has left, and is no round to come."""
+    run = tiny_run(seed=11)
+    run.train(rounds=2)
+    run.governor = Governor(
+        coordinator=run.coordinator, cards=run.file.nodes(), plan=run.plan, plan_token=run.file.plan_token,
+        run_id=run.file.run_id, attempt=2, seed=11, poll_seconds=0.02,
+    )  # fmt: skip
+    run.governor.propose(run.grid)
+    shown = run.governor.views["alder"].standing
+    assert (shown.rounds_used, shown.rounds_left) == (2, 1)
+    run.governor.mechanisms.pop("alder")
+    run.governor.offer(run.grid, 3)
+    assert run.governor.views["alder"].standing == shown
