@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ringfence_server.interruption import uninterrupted
 from ringfence_server.occupation import name_occupant
 from ringfence_server.run_failure import LOG
 
@@ -64,6 +65,19 @@ def worker_process(directory: Path, lock: int, *, processes: int) -> Iterator[Wo
         lock: The scenario's lock, which the process holds too.
         processes: Over how many processes, itself included, it shares out the holders.
     """
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with uninterrupted():  # a process that is not known of yet could not be ended, and its directory would stay
+            process = _start(directory, lock, processes)
+        yield WorkerProcess(process, directory / LOG)
+    finally:
+        if process is not None:
+            _end(process)
+        if not (directory / "run.json").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _start(directory: Path, lock: int, processes: int) -> subprocess.Popen[bytes]:
     directory.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores()))}
     with (directory / LOG).open("ab") as log:
@@ -77,12 +91,7 @@ def worker_process(directory: Path, lock: int, *, processes: int) -> Iterator[Wo
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other in its own way
         )
     name_occupant(lock, process.pid)
-    try:
-        yield WorkerProcess(process, directory / LOG)
-    finally:
-        _end(process)
-        if not (directory / "run.json").exists():
-            shutil.rmtree(directory, ignore_errors=True)
+    return process
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,9 @@ from tiny_scenario import write_scenario
 
 from ringfence_policy.errors import DocumentInvalid, ScenarioBusy
 from ringfence_server.cli_run import run_directory
+from ringfence_server.interruption import termination_interrupts
+from ringfence_server.occupation import name_occupant, occupied
+from ringfence_server.worker_process import worker_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 
@@ -84,6 +87,30 @@ def test_a_command_that_is_ended_while_it_prepares_a_run_leaves_no_directory_wit
     assert first.returncode != 0
     assert not is_alive(worker_of(directory))
     assert [log.parent for log in directory.glob("runs/*/worker.log") if not (log.parent / "run.json").exists()] == []
+
+
+def test_an_interruption_in_the_instant_when_the_process_starts_leaves_neither_it_nor_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def interrupted(lock: int, process_id: int) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        name_occupant(lock, process_id)
+        started.append(process_id)
+
+    monkeypatch.setattr("ringfence_server.worker_process.name_occupant", interrupted)
+    run = tmp_path / "runs" / "one"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        occupied(tmp_path) as lock,
+        termination_interrupts(),
+        worker_process(run, lock, processes=1),
+    ):
+        pytest.fail("it went on")
+    assert started == [worker_of(tmp_path)]
+    assert not is_alive(started[0])
+    assert not run.exists()
 
 
 def test_a_process_that_is_never_told_to_begin_does_nothing(tmp_path: Path) -> None:
