@@ -1,12 +1,16 @@
 """One holder's records as plans use them: read by a plan's schema, then parted as its terms say, each of them once."""
 
 from pathlib import Path
+from typing import Final
 
 from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_policy.plan import TrainingPlan
 from ringfence_policy.vocabulary import Unit
 
 Parts = tuple[HolderData, HolderData]
+
+# An agent lives for years: it keeps the parts of so many plans, which may well train at one time.
+_PLANS_KEPT: Final = 4
 
 
 class HolderRecords:
@@ -35,10 +39,12 @@ class HolderRecords:
         return self._by_schema[digest]
 
     def parts(self, plan: TrainingPlan) -> Parts:
-        """The records for training and those for evaluation; see `parts_of`."""
-        if plan.digest not in self._by_plan:
-            self._by_plan[plan.digest] = parts_of(self.whole(plan), plan, salt=self._salt)
-        return self._by_plan[plan.digest]
+        """The records for training and those for evaluation; see `parts_of`. Kept for the plans that were used last."""
+        parts = self._by_plan.pop(plan.digest, None) or parts_of(self.whole(plan), plan, salt=self._salt)
+        self._by_plan[plan.digest] = parts
+        if len(self._by_plan) > _PLANS_KEPT:
+            del self._by_plan[next(iter(self._by_plan))]
+        return parts
 
 
 def parts_of(data: HolderData, plan: TrainingPlan, *, salt: str) -> Parts:

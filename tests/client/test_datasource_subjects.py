@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringfence_client.datasource import HolderData, load_dataset
-from ringfence_client.holder_records import parts_of
+from ringfence_client.holder_records import HolderRecords, parts_of
 from ringfence_policy.errors import DataInvalid
 from ringfence_policy.plan import PlanFile, TrainingPlan
 from ringfence_policy.schema import DatasetSchema
@@ -172,3 +172,23 @@ def test_data_without_subjects_has_no_bound_and_is_split_by_record():
     data = HolderData.from_arrays(rng.random((20, 2)).astype(np.float32), np.zeros(20, dtype=np.float32))
     assert data.bounded(1, "salt") is data
     assert data.subject_digests == ()
+
+
+def test_the_parts_of_the_last_four_plans_are_kept_and_no_more(tmp_path):
+    """Of an agent that lives for years and is shown a new plan each week."""
+    (tmp_path / "data.csv").write_text("age,patient,ill\n40,a,0\n50,b,1\n", encoding="utf-8")
+    records = HolderRecords(tmp_path, salt="visits")
+
+    def plan(title: str) -> TrainingPlan:
+        terms = parse_toml(PLAN.replace('title = "Visits"', f'title = "{title}"'), PlanFile, source="plan.toml")
+        return TrainingPlan(terms=terms, dataset_schema=schema(), holders={}, rehearsal=False)
+
+    first = records.parts(plan("one"))
+    for title in ("two", "three", "four", "one"):
+        records.parts(plan(title))
+    assert records.parts(plan("one")) is first
+    for title in ("five", "six", "seven", "eight"):
+        records.parts(plan(title))
+    again = records.parts(plan("one"))
+    assert again is not first
+    assert again[0].fingerprint == first[0].fingerprint
