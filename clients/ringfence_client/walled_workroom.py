@@ -68,7 +68,7 @@ class WalledWorkroom:
         self._settings = settings
         self._lock = threading.RLock()
         self._link: TrainerLink | None = None
-        self._is_loaded = False
+        self._needs_no_loading = False  # its process has loaded what trains, or has opened a record
         self._examiner: TrainerLink | None = None
         self._plan = ""
         self._examined_plan = ""
@@ -149,7 +149,7 @@ class WalledWorkroom:
             expected = self._link.breaches if self._link is not None else {}
             try:
                 link = self._trainer(order.plan.digest)
-                self._is_loaded = True  # from here on a plan's own code may answer there, and nothing is asked unpaid
+                self._needs_no_loading = True  # from here on a plan's own code may answer: nothing is asked unpaid
                 if not link.breaches.keys() <= expected.keys():
                     # It was started anew since the gate asked, and stands less well than what was permitted.
                     self.close()
@@ -219,11 +219,11 @@ class WalledWorkroom:
                     self._link = TrainerLink("trainer", self._settings)
                 except WireFault as error:
                     raise _broken(error) from None
-                self._is_loaded = False
+                self._needs_no_loading = False
                 for wall, how in self._link.breaches.items():
                     _log.warning("the wall '%s' does not stand: %s", wall, how)
             self._plan = plan_digest
-            if not self._is_loaded and plan_digest in self._examined:
+            if not self._needs_no_loading and plan_digest in self._examined:
                 self._load(self._link, self._examined[plan_digest].trainer)
             return self._link
 
@@ -239,7 +239,7 @@ class WalledWorkroom:
             raise _broken(error) from None
         if said.words != {"said": "loaded"}:
             raise SandboxFault("the trainer's process did not say whether it is ready")
-        self._is_loaded = True
+        self._needs_no_loading = True
 
     def _forget_an_older_version(self) -> None:
         """Count again, and open again, where the data file is another one than before."""
