@@ -14,6 +14,7 @@ from ringfence_server.control import sign_on_store
 from ringfence_server.control.actor import Actor, Role
 from ringfence_server.control.limits import Limits
 from ringfence_server.control.oidc import IdentityProvider
+from ringfence_server.control.pages.mount import SignedInOnly
 from ringfence_server.control.settings import ControlSettings
 from ringfence_server.control.sign_on_pages import sign_on_pages, told
 from ringfence_server.control.sign_on_store import SignOnStore
@@ -390,3 +391,14 @@ def test_a_refusal_shows_no_text_of_the_request_as_html(single_sign_on):
     assert reply.status_code == 403
     assert "<script>" not in reply.text
     assert "<b>" not in reply.text
+
+
+@pytest.mark.parametrize("has_provider", [True, False])
+def test_a_stranger_is_shown_the_way_in_that_there_is(has_provider):
+    async def never(*_):
+        pytest.fail("a stranger was let in")
+
+    reply = TestClient(SignedInOnly(never, has_provider=has_provider)).get("/runs")
+    assert reply.status_code == 401
+    assert ('href="/signin"' in reply.text) == has_provider
+    assert ("Open the link" in reply.text) != has_provider

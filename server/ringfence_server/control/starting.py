@@ -79,7 +79,8 @@ def serving(
         # Ctrl-C and a service manager's stop end it in order, so that what was started is ended too.
         with handled_by(lambda *_: sys.exit(0), signal.SIGINT, signal.SIGTERM):
             app = create_app(plane, settings, sign_on=sign_on, provider=provider)
-            mount_pages(app, plane, good=StoredCredentials(plane.access, sign_on).good)
+            good = StoredCredentials(plane.access, sign_on).good
+            mount_pages(app, plane, good=good, has_provider=provider is not None)
             yield Served(app, sign_on)
     finally:
         plane.close(end_runs=ends_runs)

@@ -47,16 +47,17 @@ _PAGES: tuple[tuple[str, str, Act, Build], ...] = (
 _PAGE_SECONDS = 30.0
 
 
-def mount_pages(app: FastAPI, plane: ControlPlane, *, good: Good) -> None:
+def mount_pages(app: FastAPI, plane: ControlPlane, *, good: Good, has_provider: bool) -> None:
     """Put the pages on an application whose sign-on says who asks (`signon.caller_of`).
 
     Args:
         app: The control plane's application.
         plane: The use cases, started.
         good: Which credentials are still good, so that an open page ends with its sign-in.
+        has_provider: Whether an identity provider vouches for people. Otherwise a link signs them in.
     """
     app.mount("/look", StaticFiles(directory=_LOOK), name="look")
-    nicegui.add_middleware(_Inside)
+    nicegui.add_middleware(SignedInOnly, has_provider=has_provider)
     for path, title, act, build in _PAGES:
         _add(plane, good, path, title, act=act, build=build)
     ui.run_with(
@@ -71,31 +72,42 @@ def mount_pages(app: FastAPI, plane: ControlPlane, *, good: Good) -> None:
     )
 
 
-class _Inside:
-    """Lets nobody further who is not signed in: a page costs memory, and so does the line that keeps one fresh."""
+class SignedInOnly:
+    """Lets nobody further who is not signed in: a page costs memory, and so does the line that keeps one fresh.
 
-    def __init__(self, app: App) -> None:
+    Args:
+        app: What is inside.
+        has_provider: Whether an identity provider vouches for people.
+    """
+
+    def __init__(self, app: App, *, has_provider: bool) -> None:
         self._app = app
+        self._has_provider = has_provider
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or say that nobody is signed in."""
         if scope["type"] != "http" or is_static(scope) or caller_of(HTTPConnection(scope)) is not None:
             await self._app(scope, receive, send)
             return
-        way = "Open the link that you were given for your role."
-        await HTMLResponse(fill("fault", error=nobody(), way=way), 401)(scope, receive, send)
+        way, link = "open the link that you were given for your role", None
+        if self._has_provider:
+            way, link = "your organisation says who you are", ("/signin", "Sign in")
+        shown = fill("fault", error=nobody(), way=way, link=link)
+        await HTMLResponse(shown, 401)(scope, receive, send)
 
 
 def _add(plane: ControlPlane, good: Good, path: str, title: str, *, act: Act, build: Build) -> None:
     @ui.page(path, title=f"{title} · Ringfence", response_timeout=_PAGE_SECONDS)
-    async def shown(request: Request) -> Response | None:
+    async def page(request: Request) -> Response | None:
         caller = caller_of(request)
-        assert caller is not None  # noqa: S101 -- _Inside let it in
+        assert caller is not None  # noqa: S101 -- SignedInOnly let it in
         ui.add_head_html(fill("head_tags"))
         try:
             allow(caller.actor, act)
             with unforeseen_told_to_the_log_alone():
                 await build(Seat(plane, caller.actor, caller.credential, good), request)
         except RingfenceError as refused:
-            return HTMLResponse(fill("fault", error=refused, way=""), refused.http_status)
+            way = refused.next_step or ""
+            shown = fill("fault", error=refused, way=way, link=("/", "To the start page"))
+            return HTMLResponse(shown, refused.http_status)
         return None
