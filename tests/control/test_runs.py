@@ -162,6 +162,21 @@ def test_who_wants_to_be_asked_only_after_a_run_answers_the_plan_when_it_is_prop
     plane.runs.start(COORDINATOR, again.id)
 
 
+def test_an_approval_of_who_wants_to_be_asked_first_is_for_one_run(plane):
+    elm = officer_of("elm")
+    plane.holders.ask_first(elm, "elm", wanted=True)
+    proposal = plane.runs.propose(RESEARCHER, plan_of(plane))
+    plane.holders.answer(elm, "elm", proposal.id, approves=True)
+    run = plane.runs.start(COORDINATOR, proposal.id, once="the first")
+    with pytest.raises(Conflict, match="for one run") as refused:
+        plane.runs.start(COORDINATOR, proposal.id, once="another")
+    assert "elm" in refused.value.got
+    assert run.run_id in refused.value.got
+    assert plane.runs.start(COORDINATOR, proposal.id, once="the first").run_id == run.run_id  # sent again, begun once
+    plane.holders.ask_first(elm, "elm", wanted=False)  # from here on elm's policy alone decides
+    assert plane.runs.start(COORDINATOR, proposal.id, once="another").run_id != run.run_id
+
+
 def test_a_revocation_on_the_page_bites_in_the_next_round(plane):
     text = plan_of(plane).replace("rounds = 3", "rounds = 20")
     run_id = plane.runs.start(COORDINATOR, plane.runs.propose(COORDINATOR, text).id).run_id

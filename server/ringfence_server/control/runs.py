@@ -160,7 +160,8 @@ class RunCases:
 
         Raises:
             NotKnown: There is no such proposal.
-            Conflict: A data officer has not answered, all declined, or the key was used for something else.
+            Conflict: A data officer who wants to be asked first has not answered, or approved another run; all
+                declined; or the key was used for something else.
             DeploymentFault: No data holder can be reached.
         """
         allow(actor, Act.START)
@@ -169,7 +170,7 @@ class RunCases:
             run_id = new_run_id()
             known = _once(db, actor, once, ("start", proposal_id, str(seed)), run_id)
             if known is None:
-                self._refuse_unanswered(self._proposal(db, proposal))
+                _refuse_unanswered(self._proposal(db, proposal), asks=self._asks(db))
                 self._site.refuse_unready()
                 now = now_ms()
                 db.add(
@@ -344,7 +345,7 @@ class RunCases:
     def _proposal(self, db: Session, row: ProposalRow) -> ProposalView:
         plan = self._site.read_plan(row.plan)
         answers = {one.holder: one for one in db.scalars(select(AnswerRow).where(AnswerRow.proposal == row.id))}
-        asks = set(db.scalars(select(AskFirstRow.holder)))
+        asks = self._asks(db)
         return ProposalView(
             id=row.id,
             plan_id=row.plan_id,
@@ -358,19 +359,33 @@ class RunCases:
             runs=tuple(db.scalars(select(RunRow.id).where(RunRow.proposal == row.id).order_by(RunRow.id))),
         )
 
-    def _refuse_unanswered(self, proposal: ProposalView) -> None:
-        waiting = [one.holder for one in proposal.answers if one.answer == WAITS]
-        if waiting:
-            raise Conflict(
-                "a data officer has not answered",
-                expected="an answer of everybody who wants to be asked first",
-                got=f"none of {', '.join(waiting)}",
-                next_step="propose the plan again and wait for their answers: a run of this proposal was begun"
-                if proposal.runs
-                else "wait for their answers",
-            )
-        if all(one.answer == DECLINED for one in proposal.answers):
-            raise Conflict("every data holder declined", expected="at least one that takes part")
+    @staticmethod
+    def _asks(db: Session) -> set[str]:
+        """The holders that want to be asked before a run begins."""
+        return set(db.scalars(select(AskFirstRow.holder)))
+
+
+def _refuse_unanswered(proposal: ProposalView, *, asks: set[str]) -> None:
+    waiting = [one.holder for one in proposal.answers if one.answer == WAITS]
+    if waiting:
+        raise Conflict(
+            "a data officer has not answered",
+            expected="an answer of everybody who wants to be asked first",
+            got=f"none of {', '.join(waiting)}",
+            next_step="propose the plan again and wait for their answers: a run of this proposal was begun"
+            if proposal.runs
+            else "wait for their answers",
+        )
+    approved = [one.holder for one in proposal.answers if one.answer == APPROVED and one.holder in asks]
+    if approved and proposal.runs:
+        raise Conflict(
+            "a data officer's approval is for one run, and it was begun",
+            expected="a proposal for each run, while somebody wants to be asked first",
+            got=f"the approval of {', '.join(approved)} for run {proposal.runs[0]}",
+            next_step="propose the plan again and wait for their answers",
+        )
+    if all(one.answer == DECLINED for one in proposal.answers):
+        raise Conflict("every data holder declined", expected="at least one that takes part")
 
 
 def _answer(holder: str, row: AnswerRow | None, asks: set[str]) -> AnswerView:

@@ -29,7 +29,7 @@ class Proposals:
             block("title", text="Proposals that wait for you")
             self._place = ui.element("div")
             self._asks = Field(
-                "Ask me first: no run begins before I have answered its proposal",
+                "Ask me first: no run begins before I have answered its proposal, and I answer for one run",
                 "yes" if view.asks_first else "",
                 kind="check",
                 changed=self._ask_first,
