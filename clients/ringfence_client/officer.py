@@ -10,9 +10,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ringfence_client.datasource import HolderData, load_dataset
 from ringfence_client.home import HolderHome
 from ringfence_client.watched_files import WatchedFiles
 from ringfence_policy.database import Database
@@ -32,6 +31,9 @@ from ringfence_policy.ledger import PrivacyLedger
 from ringfence_policy.policy import UsagePolicy, read_policy
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import read_toml
+
+if TYPE_CHECKING:
+    from ringfence_client.datasource import HolderData
 
 STATUS_LIFETIME_MS = 15 * 60 * 1000
 _DAY_MS = 24 * 60 * 60 * 1000
@@ -118,13 +120,15 @@ def checked_policy(home: HolderHome) -> UsagePolicy:
     return policy
 
 
-def checked_schema(home: HolderHome) -> tuple[DatasetSchema, HolderData]:
+def checked_schema(home: HolderHome) -> "tuple[DatasetSchema, HolderData]":
     """The schema as it is written, checked against the holder's data, and the data as it is read by it.
 
     Raises:
         DocumentInvalid: The schema cannot be read.
         DataInvalid: The data does not fit it. Counts and column names only, for the data officer's eyes.
     """
+    from ringfence_client.datasource import load_dataset  # noqa: PLC0415 -- Polars: most commands open no data
+
     schema = read_toml(home.schema_file, DatasetSchema)
     return schema, load_dataset(home.directory, schema)
 
@@ -200,6 +204,22 @@ def is_suspended(home: HolderHome) -> bool:
     """Whether the last status signed here suspends every use; also where it cannot be read."""
     status = last_status(home)
     return status is None or status.suspended is not None
+
+
+def stops_in_force(directory: str, *, policy_id: str) -> tuple[bool, bool]:
+    """Whether a policy is revoked here and every use suspended, for a preview; also where the status cannot be read.
+
+    Args:
+        directory: The holder's directory. One in which nothing was signed yet begins with nothing stopped.
+        policy_id: The policy, signed or about to be.
+    """
+    home = HolderHome(Path(directory))
+    if not home.status.exists():
+        return False, False
+    status = last_status(home)
+    if status is None:
+        return True, True
+    return status.revocation_of(policy_id) is not None, status.suspended is not None
 
 
 def last_status(home: HolderHome) -> Status | None:

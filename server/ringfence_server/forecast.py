@@ -16,13 +16,16 @@ from ringfence_policy.preview import HolderPreview, PreviewCase, preview
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import settle
 from ringfence_policy.vocabulary import PURPOSES, Action, Evaluation
+from ringfence_server.run_file import STOPS, reach
 from ringfence_server.scenario import Scenario
 
 _NOBODY = PlanHolder(weight=1, root_thumbprint="", root={})
 
 
 def forecast(scenario: Scenario, plan: PlanFile, *, sandboxed: bool = False) -> list[HolderPreview]:
-    """Ask every holder's policy about a plan, with its ledger as it stands. Uses no data and records nothing.
+    """Ask every holder's policy about a plan, with its ledger and its officer's stops as they stand.
+
+    Uses no data and records nothing.
 
     Args:
         scenario: The holders and their policies.
@@ -84,6 +87,7 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str, *, sandboxed: bool
     settlement = settle(
         plan=whole, policy=policy, dataset=profile.dataset, policy_history=by_policy, dataset_history=by_dataset
     )
+    is_revoked, is_suspended = reach(STOPS)(str(scenario.holder_directory(holder_id)), policy_id=policy.policy_id)
     used = sum(count for mechanism, count in by_policy if mechanism.kind == "dp-sgd")
 
     def spent_after(rounds: int) -> int:
@@ -105,9 +109,9 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str, *, sandboxed: bool
             cost=cost,
             evaluation=evaluation,
             sandboxed=sandboxed,
-            revoked=False,
-            suspended=False,
-            status_fresh=True,
+            revoked=is_revoked,
+            suspended=is_suspended,
+            status_fresh=True,  # as it will be: the run begins with a new one
         )
 
     def request_for(round_number: int, cohort_size: int) -> RoundRequest:

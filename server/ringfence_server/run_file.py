@@ -23,6 +23,7 @@ T = TypeVar("T")
 # The holders' side, reached as Flower reaches it: by reference, never by import.
 ENROL = "ringfence_client.enrolment:enrol"
 INTRODUCE = "ringfence_client.enrolment:introduce"
+STOPS = "ringfence_client.officer:stops_in_force"
 COHORT_APP = "ringfence_client.clientapp:cohort"
 CLOSE_NODES = "ringfence_client.clientapp:close_nodes"
 WORKROOM = "ringfence_client.open_workroom:OpenWorkroom"

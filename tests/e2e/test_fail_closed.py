@@ -7,10 +7,12 @@ import pytest
 from refusal_facts import BEFORE_TRAINING, BEFORE_UPLOAD, assert_nothing_left, offer_of, refusals
 from tiny_run import clauses_of
 
-from ringfence_client import clientapp
+from ringfence_client import clientapp, officer
 from ringfence_client.holder_records import HolderRecords
+from ringfence_client.home import HolderHome
 from ringfence_client.open_workroom import OpenWorkroom
 from ringfence_policy.errors import RunRefused
+from ringfence_policy.ledger import now_ms
 from ringfence_server.forecast import forecast
 from ringfence_server.scenario import load_scenario
 
@@ -162,3 +164,17 @@ def test_a_preview_names_who_would_refuse_for_want_of_walls(tiny_scenario):
     assert (alder.permitted, birch.permitted, elm.permitted) == (True, True, False)
     assert (elm.obstacles, elm.change) == (("sandbox",), None)
     assert all(one.permitted for one in forecast(scenario, scenario.plan, sandboxed=True))
+
+
+def test_a_preview_names_who_has_stopped_the_use_of_its_data(tiny_scenario):
+    scenario = load_scenario(tiny_scenario().directory)
+    assert all(one.permitted for one in forecast(scenario, scenario.plan))  # nothing was signed yet
+    homes = [HolderHome(scenario.holder_directory(holder)) for holder in scenario.holders]
+    for home in homes:
+        officer.set_up(home, now_ms=now_ms())
+    officer.revoke(homes[0], reason="consent", now_ms=now_ms())
+    officer.suspend(homes[1], reason="an audit", now_ms=now_ms())
+    alder, birch, elm = forecast(scenario, scenario.plan)
+    assert (alder.obstacles, birch.obstacles, elm.permitted) == (("revoked",), ("suspended",), True)
+    homes[2].status.write_text("nobody's")
+    assert forecast(scenario, scenario.plan)[2].obstacles == ("revoked", "suspended")
