@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from ringfence_policy.policy import Region
 from ringfence_policy.strict_toml import Identifier, MicroEpsilon, PicoDelta, StrictDocument, Text
 
 
@@ -29,6 +30,6 @@ class HolderProfile(StrictDocument):
 
     holder_id: Identifier
     name: Text
-    region: str = Field(min_length=2, max_length=32)
+    region: Region
     dataset: DatasetTerms
     simulation: SimulationTerms = SimulationTerms()

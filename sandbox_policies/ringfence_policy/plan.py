@@ -8,16 +8,18 @@ import json
 from collections.abc import Mapping
 from decimal import Decimal
 from functools import cached_property, lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from ringfence_policy import canonical
 from ringfence_policy.errors import DocumentInvalid
 from ringfence_policy.identity import PublicKey
+from ringfence_policy.policy import PurposeId, Region
+from ringfence_policy.request import CodeDigest
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import Choice, DecimalString, Identifier, ListOf, StrictDocument, Text, refusal
-from ringfence_policy.vocabulary import PURPOSES, Evaluation, Relation, ReleaseTier, ReleaseTo, Unit
+from ringfence_policy.vocabulary import Evaluation, Relation, ReleaseTier, ReleaseTo, Unit
 
 MOST_LAYERS = 16
 WIDEST_LAYER = 65_536
@@ -27,10 +29,13 @@ Strategy = Literal["FedAvg", "FedProx", "FedAdam", "FedYogi", "FedTrimmedAvg"]
 TrainerName = Literal["opacus", "book-keeping", "cohort"]
 
 
-def _in_range(name: str, value: Decimal, *, above: Decimal | None = None, up_to: Decimal) -> None:
-    low = f"above {above}" if above is not None else "0 or more"
-    if not ((value > above) if above is not None else (value >= 0)) or value > up_to:
-        raise refusal(f"a number {low} and at most {up_to}", key=name, got=str(value))
+# Mechanisms are counted in millionths: what is smaller would become zero.
+_LEAST: Final = Decimal("0.000001")
+
+
+def _in_range(name: str, value: Decimal, *, least: Decimal = Decimal(0), up_to: Decimal) -> None:
+    if not least <= value <= up_to:
+        raise refusal(f"a number of at least {least} and at most {up_to}", key=name, got=str(value))
 
 
 class ModelSpec(StrictDocument):
@@ -39,7 +44,7 @@ class ModelSpec(StrictDocument):
     kind: Literal["logistic-regression", "mlp", "module"]
     hidden: ListOf[int] = ()
     path: str = ""
-    code_digest: str = ""
+    code_digest: CodeDigest = ""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
 
     @model_validator(mode="after")
@@ -76,9 +81,9 @@ class TrainingTerms(StrictDocument):
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        _in_range("sampling_rate", self.sampling_rate, above=Decimal(0), up_to=Decimal(1))
+        _in_range("sampling_rate", self.sampling_rate, least=_LEAST, up_to=Decimal(1))
         for name in ("learning_rate", "clipping_norm", "server_learning_rate"):
-            _in_range(name, getattr(self, name), above=Decimal(0), up_to=Decimal(10_000))
+            _in_range(name, getattr(self, name), least=_LEAST, up_to=Decimal(10_000))
         for name, largest in (("average_last", "1"), ("proximal_mu", "10000"), ("trimmed_share", "0.49")):
             _in_range(name, getattr(self, name), up_to=Decimal(largest))
         if self.strategy == "FedProx" and self.learning_rate * self.proximal_mu > 1:
@@ -109,7 +114,7 @@ class PrivacyTerms(StrictDocument):
             raise refusal("'record' or 'subject': no trainer here protects a whole holder", key="unit", got="holder")
         if self.relation is not Relation.ADD_OR_REMOVE:
             raise refusal("'add-or-remove'", key="relation", got=str(self.relation))
-        _in_range("noise_multiplier_max", self.noise_multiplier_max, above=Decimal(0), up_to=Decimal(100_000))
+        _in_range("noise_multiplier_max", self.noise_multiplier_max, least=_LEAST, up_to=Decimal(100_000))
         return self
 
 
@@ -124,7 +129,7 @@ class CohortTerms(StrictDocument):
     round_seconds: int = Field(default=600, ge=1, le=86_400)
     enough_holders: int = Field(default=0, ge=0, le=10_000)
     secure_aggregation: Literal[False] = False
-    region: str = Field(min_length=2, max_length=32)
+    region: Region
 
     @model_validator(mode="after")
     def _enough_is_not_too_few(self) -> Self:
@@ -147,8 +152,8 @@ class EvaluationTerms(StrictDocument):
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        _in_range("test_fraction", self.test_fraction, above=Decimal(0), up_to=Decimal("0.9"))
-        _in_range("noise_multiplier", self.noise_multiplier, above=Decimal(0), up_to=Decimal(100_000))
+        _in_range("test_fraction", self.test_fraction, least=_LEAST, up_to=Decimal("0.9"))
+        _in_range("noise_multiplier", self.noise_multiplier, least=_LEAST, up_to=Decimal(100_000))
         return self
 
 
@@ -166,7 +171,7 @@ class PlanFile(StrictDocument):
     plan_id: Identifier
     title: Text
     coordinator: Identifier
-    purpose: str
+    purpose: PurposeId
     task: Identifier
     model: ModelSpec
     training: TrainingTerms
@@ -174,12 +179,6 @@ class PlanFile(StrictDocument):
     cohort: CohortTerms
     evaluation: EvaluationTerms = EvaluationTerms()
     release: ReleaseTerms
-
-    @model_validator(mode="after")
-    def _known_purpose(self) -> Self:
-        if self.purpose not in PURPOSES:
-            raise refusal(f"one of: {', '.join(sorted(PURPOSES))}", key="purpose", got=self.purpose)
-        return self
 
 
 class PlanHolder(StrictDocument):

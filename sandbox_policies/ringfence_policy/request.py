@@ -41,6 +41,10 @@ def _digest_or_empty(value: str) -> str:
     return value
 
 
+CodeDigest = Annotated[str, AfterValidator(_digest_or_empty)]
+"""The SHA-256 name of a model's code; "" for a model built into Ringfence."""
+
+
 class RoundRequest(StrictDocument):
     """One use of one dataset, as the one who decides knows it.
 
@@ -87,7 +91,7 @@ class RoundRequest(StrictDocument):
     purpose: Identifier
     task: Identifier
     plan_digest: Digest
-    code_digest: Annotated[str, AfterValidator(_digest_or_empty)] = ""
+    code_digest: CodeDigest = ""
     region: Region
     now: Annotated[datetime, AfterValidator(_to_the_millisecond)]
     rounds_used: Count
@@ -100,7 +104,7 @@ class RoundRequest(StrictDocument):
     holders: Count
     secure_aggregation: bool
     sandboxed: bool
-    columns: Annotated[frozenset[Text], Field(min_length=1, max_length=1000)]
+    columns: Annotated[frozenset[Text], Field(min_length=1, max_length=10_002)]  # a schema's, its label and its subject
     retention_days: Count
     release_to: Choice[ReleaseTo]
     release_tier: Choice[ReleaseTier]

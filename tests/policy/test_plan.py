@@ -55,13 +55,21 @@ def test_a_plan_that_says_nothing_of_time_waits_ten_minutes_for_all():
 @pytest.mark.parametrize(
     ("changes", "line", "expected"),
     [
-        ([('purpose = "disease-research"', 'purpose = "curiosity"')], 5, "one of"),
+        ([('purpose = "disease-research"', 'purpose = "curiosity"')], 5, "a purpose of the vocabulary"),
+        ([('region = "CH"', 'region = "Mars"')], 19, "two capitals"),
+        ([('clipping_norm = "0.5"', 'clipping_norm = "1e-9"')], 15, "at least 0.000001"),
+        ([('sampling_rate = "1"', 'sampling_rate = "1e-9"')], 13, "at least 0.000001"),
+        (
+            [('kind = "logistic-regression"', 'kind = "module"\npath = "trees:model"\ncode_digest = "abc"')],
+            10,
+            "a digest",
+        ),
         ([('region = "CH"', 'region = "CH"\nround_seconds = 0')], 20, "1 or more"),
         ([('region = "CH"', 'region = "CH"\nround_seconds = 86401')], 20, "86400"),
         ([('region = "CH"', 'region = "CH"\nmin_holders = 3\nenough_holders = 2')], 21, "min_holders, which is 3"),
         ([('sampling_rate = "1"', 'sampling_rate = "1.5"')], 13, "at most 1"),
         ([('sampling_rate = "1"', "sampling_rate = 0.5")], 13, "quotes"),
-        ([('clipping_norm = "0.5"', 'clipping_norm = "0"')], 15, "above 0"),
+        ([('clipping_norm = "0.5"', 'clipping_norm = "0"')], 15, "at least 0.000001"),
         ([('sampling_rate = "1"', 'sampling_rate = "0.01"'), ("steps = 1", "steps = 90000")], 12, "sampled steps"),
         ([('kind = "logistic-regression"', 'kind = "mlp"')], 8, "hidden"),
         ([('kind = "logistic-regression"', 'kind = "mlp"\nhidden = [1000000000000]')], 9, "65536"),
