@@ -52,7 +52,7 @@ class HolderAgent(HolderAgentServicer):
 
     def Answer(self, request: Envelope, context: grpc.ServicerContext) -> Envelope:  # noqa: N802 -- gRPC's name
         """See holder_agent.proto."""
-        seconds = context.time_remaining()
+        came, seconds = time.monotonic(), context.time_remaining()
         if seconds is None or seconds > LONGEST_SECONDS:  # without a deadline gRPC says some hundred years
             _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "a call needs a deadline within a day")
         try:
@@ -61,7 +61,7 @@ class HolderAgent(HolderAgentServicer):
             _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "not a message of Flower's")
         if not self._places.acquire(blocking=False):
             _refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many messages wait")
-        waiting = self._worker.submit(self._answer, message, came=time.monotonic(), seconds=seconds)
+        waiting = self._worker.submit(self._answer, message, came=came, seconds=seconds)
         waiting.add_done_callback(lambda _: self._places.release())
         return Envelope(message=_outcome(waiting, seconds, context))
 
