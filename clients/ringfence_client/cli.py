@@ -10,7 +10,7 @@ from ringfence_client import cli_setup, cli_supernode
 from ringfence_client.cli_data import data_app
 from ringfence_client.cli_keys import keys_app
 from ringfence_client.cli_options import AsJson, Directory, Reason
-from ringfence_policy.cli import answering, policy_app
+from ringfence_policy.cli import answering, policy_app, run_command_line
 
 if TYPE_CHECKING:
     from ringfence_client.home import HolderHome
@@ -92,7 +92,13 @@ def peer(
     try:
         key = PublicKey.from_jwk(json.loads(root.read_text()))
     except (OSError, ValueError) as error:
-        raise UsageError("not a root key", expected="a root.jwk", got=type(error).__name__, where=str(root)) from None
+        raise UsageError(
+            "not a root key",
+            expected="a root.jwk",
+            got=getattr(error, "strerror", None) or "something else",
+            where=str(root),
+            next_step="ask that data holder for the file root.jwk once more",
+        ) from None
     if thumbprint is not None or holder_id not in known_peers(home):
         compare(key, thumbprint, whose=holder_id, as_json=as_json)
     meet_peers(home, {holder_id: key})
@@ -269,7 +275,7 @@ def _say_status(status: "Status", home: "HolderHome", *, as_json: bool) -> None:
 
 def main() -> None:
     """Run `ringfence-node`."""
-    app()
+    run_command_line(app)
 
 
 if __name__ == "__main__":

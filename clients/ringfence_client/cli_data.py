@@ -7,6 +7,7 @@ import typer
 
 from ringfence_client.cli_options import AsJson, Directory
 from ringfence_policy.cli import answering
+from ringfence_policy.errors import DocumentInvalid
 
 data_app = typer.Typer(no_args_is_help=True, help="Check the holder's records against the schema. Counts only.")
 
@@ -29,6 +30,13 @@ def check(directory: Directory, *, as_json: AsJson = False) -> None:
     from ringfence_policy.strict_toml import read_toml  # noqa: PLC0415
 
     home = HolderHome(directory)
+    if not home.schema_file.exists():
+        raise DocumentInvalid(
+            "there is no schema to check the data against",
+            expected="the declared shape of the data",
+            where=str(home.schema_file),
+            next_step="put the schema.toml there that the coordinator sends, and read it",
+        )
     schema = read_toml(home.schema_file, DatasetSchema)
     report = check_data(home.directory, schema)
     show_data_report(report, schema, as_json=as_json)

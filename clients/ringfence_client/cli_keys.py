@@ -13,6 +13,7 @@ import typer
 from ringfence_client.cli_options import AsJson, Directory, RootFile
 from ringfence_policy.cli import answering
 from ringfence_policy.errors import UsageError
+from ringfence_policy.shell_words import typed
 
 keys_app = typer.Typer(no_args_is_help=True, help="The holder's keys: list, replace, and take the root key offline.")
 
@@ -112,7 +113,7 @@ def rotate(
     for name, text in made.items():
         if name == "flower":
             typer.echo("The SuperNode has a new key. It opens nothing until the coordinator has registered it:")
-            typer.echo(f"  ringfence-node register {directory} --out FILE")
+            typer.echo(f"  ringfence-node register {typed(directory)} --out FILE")
         else:
             typer.echo(f"{text} signs from now on.")
     if key is not None:

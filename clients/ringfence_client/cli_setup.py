@@ -12,6 +12,7 @@ import typer
 from ringfence_client.cli_options import AsJson, Directory, RootFile
 from ringfence_policy.cli import answering, is_asked
 from ringfence_policy.errors import UsageError
+from ringfence_policy.shell_words import typed
 
 if TYPE_CHECKING:
     from ringfence_client.first_files import Answers
@@ -128,8 +129,8 @@ def _say_init(home: "HolderHome", written: list[Path], missing: dict[str, str], 
         for name, source in missing.items():
             typer.echo(f"  {name}  {source}")
         typer.echo("Read policy.toml meanwhile, and change it to what you want to allow:")
-        typer.echo(f"  ringfence-node policy explain {home.policy_file}")
-        typer.echo(f"Then run this again: ringfence-node init {home.directory}")
+        typer.echo(f"  ringfence-node policy explain {typed(home.policy_file)}")
+        typer.echo(f"Then run this again: ringfence-node init {typed(home.directory)}")
         return
     typer.echo(f"{home.profile.name} is set up in {home.state}")
     typer.echo(f"Give the coordinator, and whoever audits you, this root key: {home.root}")
@@ -204,7 +205,7 @@ def coordinator(directory: Directory, *, as_json: AsJson = False) -> None:
             "no coordinator was joined",
             expected="an invitation that was compared and kept",
             where=str(directory),
-            next_step=f"ringfence-node join {directory} INVITATION",
+            next_step=f"ringfence-node join {typed(directory)} INVITATION",
         )
     if as_json:
         typer.echo(json.dumps(letter_document(letter)))

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +14,7 @@ from ringfence_client.home import HolderHome
 from ringfence_policy.documents import Status
 from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.schema import DatasetSchema
+from ringfence_policy.terminal import terminal
 from ringfence_policy.wording import epsilon_text
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def show_ledger(home: HolderHome, *, as_json: bool) -> None:
     for one in runs:
         figures = (one["rounds"], one["evaluations"], one["reserved"], one["given_back"])
         _row(table, one["run"], *figures, epsilon_text(one["epsilon_micro"]))
-    Console().print(table)
+    terminal().print(table)
     typer.echo("What runs cost together is in the budgets above; it is not the sum of what each costs alone.")
 
 
@@ -91,7 +91,7 @@ def _show_meters(meters: Iterable[dict[str, Any]]) -> None:
         scale = _SCALES[meter["quantity"]]
         figures = [f"{meter[name] / scale:.4g}" for name in ("committed", "reserved", "cap", "left")]
         _row(table, f"{meter['owner_kind']} {meter['quantity']}", meter["owner_id"], *figures)
-    Console().print(table)
+    terminal().print(table)
 
 
 def show_decisions(home: HolderHome, *, run_id: str | None, denied: bool, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def show_decisions(home: HolderHome, *, run_id: str | None, denied: bool, as_jso
         answer = "permitted" if one["effect"] == "permit" else "denied"
         where = _POINTS.get(one["point"], one["point"])
         _row(table, _moment(one["at_ms"]), one["run"], one["round"] or "", where, one["action"], answer, why)
-    Console().print(table)
+    terminal().print(table)
 
 
 def show_data_report(report: "DataReport", schema: DatasetSchema, *, as_json: bool) -> None:
@@ -128,7 +128,7 @@ def show_data_report(report: "DataReport", schema: DatasetSchema, *, as_json: bo
         counts = (one.missing, one.wrong_type, one.out_of_bounds, one.unknown_words)
         so = "; ".join(f"{what.replace('_', ' ')}: {then}" for what, then in one.consequences.items())
         _row(table, one.name, one.kind, *counts, so if one.is_there else "not in the file: refuses the data")
-    Console().print(table)
+    terminal().print(table)
     if report.undeclared_columns:
         typer.echo(f"Columns that the schema does not declare: {report.undeclared_columns}. They refuse the data.")
     typer.echo(f"Labels: {report.positive} positive, {report.negative} negative.")
@@ -138,6 +138,8 @@ def show_data_report(report: "DataReport", schema: DatasetSchema, *, as_json: bo
             f"Data subjects: {report.subjects}; over the bound of records: {report.subjects_over_bound}; "
             f"records left out of training for that: {report.surplus_records}."
         )
+    if not report.rows:
+        typer.echo("There is no record in it: every use of it will be refused.")
     typer.echo("The data fits the schema." if report.fits else f"The data does not fit the schema: {report.refusal}")
 
 

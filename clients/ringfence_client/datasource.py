@@ -259,27 +259,44 @@ def _data_file(holder_dir: Path) -> Path:
 
 def _read(path: Path) -> pl.DataFrame:
     """Read the file as it is: text columns out of CSV, typed ones out of Parquet."""
-    frame = None
+    frame, got, mend = None, "a file that cannot be opened", "is it there, and may you read it?"
     # The reader's own message may quote a line of the file: it is dropped, with its traceback.
     with contextlib.suppress(OSError, ValueError, csv.Error, pl.exceptions.PolarsError):
         content = path.read_bytes()
         if path.suffix != ".csv":
+            got, mend = "no Parquet file", "a CSV file is to be called data.csv"
             frame = pl.read_parquet(io.BytesIO(content))
-        elif _is_rectangular(content.decode("utf-8")):
-            frame = pl.read_csv(io.BytesIO(content), infer_schema=False)
+        else:
+            got, mend = "text that is not UTF-8", "save it as CSV in UTF-8"
+            text = content.decode("utf-8")
+            got, mend = "a quote that is opened and not closed", "close it, or write a quote inside a field twice"
+            if line := _crooked_line(text):
+                got, mend = f"another number of fields in line {line}", "mend that line, or take it out"
+            else:
+                frame = pl.read_csv(io.BytesIO(content), infer_schema=False)
     if frame is None:
         raise DataInvalid(
             "the data file cannot be read",
             expected="UTF-8 CSV with a header line and as many fields in every line, or a Parquet file",
+            got=got,
             where=str(path),
+            next_step=mend,
         )
     return frame
 
 
-def _is_rectangular(text: str) -> bool:
-    """Whether every line has as many fields as the first. Polars would take a line cut short as absent values."""
-    widths = {len(row) for row in csv.reader(io.StringIO(text, newline=""), strict=True)}
-    return len(widths) == 1 and 0 not in widths
+def _crooked_line(text: str) -> int:
+    """The first line with other fields in number than the first line has, from 1; 0 where there is none.
+
+    Polars would take a line cut short as absent values.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    width = 0
+    for row in reader:
+        width = width or len(row)
+        if not row or len(row) != width:
+            return reader.line_num
+    return 0 if width else 1
 
 
 def _check_columns(frame: pl.DataFrame, schema: DatasetSchema, path: Path) -> None:
@@ -289,12 +306,15 @@ def _check_columns(frame: pl.DataFrame, schema: DatasetSchema, path: Path) -> No
     if missing or unknown:
         parts = [f"missing: {', '.join(missing)}"] if missing else []
         parts += [f"{unknown} that the schema does not declare"] if unknown else []
+        mend = "name the columns in the first line exactly as the schema does, and leave out all others"
+        if frame.width == 1 and any(mark in frame.columns[0] for mark in ";\t"):
+            mend = "separate the fields of every line by commas, not by semicolons or tabs"
         raise DataInvalid(
             "the data file has other columns than the schema declares",
             expected=", ".join(declared),
             got="; ".join(parts),
             where=str(path),
-            next_step="name the columns in the first line exactly as the schema does, and leave out all others",
+            next_step=mend,
         )
 
 

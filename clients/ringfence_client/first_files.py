@@ -78,7 +78,7 @@ def write_first_files(home: HolderHome, answers: Answers) -> list[Path]:
         _refuse_contradictions(home, profile, answers)
     else:
         text = _profile_text(answers)
-        profile = parse_toml(text, HolderProfile, source="holder.toml")
+        profile = parse_toml(text, HolderProfile, source="holder.toml, as your answers make it")
         files[_profile_file(home)] = text
     if not home.policy_file.exists():
         files[home.policy_file] = _policy_text(profile, answers)

@@ -19,6 +19,7 @@ from ringfence_policy.ledger import HoldState, PrivacyLedger
 from ringfence_policy.ledger_records import Hold, Meter
 from ringfence_policy.mechanism import history_of
 from ringfence_policy.policy import UsagePolicy
+from ringfence_policy.shell_words import typed
 from ringfence_policy.vocabulary import Action
 
 # The clauses that say in a few sentences who may use the data, for what and how long.
@@ -36,7 +37,7 @@ def refuse_without_state(home: HolderHome) -> None:
             "this holder is not set up yet",
             expected="keys, papers and a ledger",
             where=str(home.state),
-            next_step=f"ringfence-node init {home.directory}",
+            next_step=f"ringfence-node init {typed(home.directory)}",
         )
 
 

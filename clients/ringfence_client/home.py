@@ -110,8 +110,9 @@ class HolderHome:
     @property
     def schema_file(self) -> Path:
         """The schema as people wrote it: the holder's own, or the one of the scenario it lies in."""
-        own = self.directory / "schema.toml"
-        return own if own.exists() else self.directory.parent.parent / "schema.toml"
+        own, around = self.directory / "schema.toml", self.directory.resolve().parent
+        shared = around.parent / "schema.toml"
+        return shared if around.name == "holders" and shared.exists() and not own.exists() else own
 
     @cached_property
     def peers(self) -> Path:

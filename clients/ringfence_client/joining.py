@@ -70,13 +70,14 @@ def load_root(home: HolderHome, elsewhere: Path | None) -> SigningKey:
     """The root private key: from its place, or from where it lies offline.
 
     Raises:
-        TrustRefused: It is not there, not readable by its owner alone, or not this holder's.
+        UsageError: It is not there.
+        TrustRefused: It is not readable by its owner alone, or not this holder's.
     """
     path = elsewhere or home.root_key
     if not path.exists():
-        raise TrustRefused(
-            TrustReason.KEY_FILE.value,
-            expected="the root key",
+        raise UsageError(
+            "there is no root key",
+            expected="the root's private key, from its place or from where it lies offline",
             got="no such file",
             where=str(path),
             next_step="give the file that holds it, such as on a memory stick: --root FILE",
@@ -103,11 +104,19 @@ def write_registration(home: HolderHome, out: Path, *, root: SigningKey, now_ms:
     ensure_supernode_key(home)
     letter = Registration(card=card_of(home), flower_key=supernode_public(home), issued_ms=now_ms)
     if out.exists():
-        raise UsageError("there is such a file already", expected="a new file", where=str(out))
+        raise UsageError(
+            "there is such a file already", expected="a new file", where=str(out), next_step="choose another with --out"
+        )
     try:
         write_durably(out, letter.sign(root).encode(), mode=0o644)
     except OSError as error:
-        raise UsageError("the letter cannot be written", got=type(error).__name__, where=str(out)) from None
+        raise UsageError(
+            "the letter cannot be written",
+            expected="a writable place",
+            got=error.strerror or type(error).__name__,
+            where=str(out),
+            next_step="choose another with --out",
+        ) from None
     return letter
 
 
@@ -125,10 +134,20 @@ def read_invitation(path: Path) -> tuple[Invitation, str]:
         raise UsageError(
             "the invitation cannot be read",
             expected="the file that the coordinator sent",
-            got=type(error).__name__,
+            got=error.strerror or type(error).__name__,
             where=str(path),
+            next_step="look at the name and the directory",
         ) from None
-    return Invitation.open(token), token
+    try:
+        return Invitation.open(token), token
+    except TrustRefused as error:
+        raise TrustRefused(
+            error.summary,
+            expected=error.expected,
+            got=error.got,
+            where=str(path),
+            next_step=error.next_step or "ask the coordinator for the letter once more, as the file that it is",
+        ) from None
 
 
 def joined(home: HolderHome) -> Invitation | None:

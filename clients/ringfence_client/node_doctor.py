@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ringfence_client import landlock
 from ringfence_client.walls import Wall
 from ringfence_policy.errors import Fault, RingfenceError
+from ringfence_policy.terminal import terminal
 
 _NEEDED: Final = ("flwr", "torch", "opacus", "polars", "cedarpy", "joserfc", "numpy")
 _MEMORY_BYTES: Final = 256 << 20
@@ -98,7 +98,7 @@ def examine(*, as_json: bool) -> int:
         for each in findings:
             style = None if each.passed else "bold red"
             table.add_row(each.check, "✓" if each.passed else "✗", each.finding, style=style)
-        Console().print(table)
+        terminal().print(table)
     return 0 if all(each.passed for each in findings) else 1
 
 

@@ -22,6 +22,7 @@ from ringfence_client.trainer_link import TrainerSettings
 from ringfence_client.walled_workroom import WalledWorkroom
 from ringfence_policy.errors import ScenarioInvalid, UsageError
 from ringfence_policy.letters import Invitation
+from ringfence_policy.shell_words import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ def accepted_invitation(home: HolderHome) -> Invitation:
             "this holder is not set up",
             expected="keys, a signed policy and a ledger",
             where=str(home.directory),
-            next_step=f"ringfence-node init {home.directory}",
+            next_step=f"ringfence-node init {typed(home.directory)}",
         )
     invitation = joined(home)
     if invitation is None:
@@ -127,7 +128,7 @@ def accepted_invitation(home: HolderHome) -> Invitation:
             "this holder has joined no coordinator",
             expected="an invitation that was accepted",
             where=str(home.coordinator),
-            next_step=f"ringfence-node join {home.directory} INVITATION.jws",
+            next_step=f"ringfence-node join {typed(home.directory)} INVITATION.jws",
         )
     return invitation
 
@@ -162,7 +163,7 @@ def _supernode_settings(
         raise ScenarioInvalid(
             "the SuperNode has no key",
             where=str(key),
-            next_step=f"ringfence-node init {home.directory}, then register again with the coordinator",
+            next_step=f"ringfence-node init {typed(home.directory)}, then register again with the coordinator",
         )
     return SuperNodeSettings(
         superlink=invitation.address,

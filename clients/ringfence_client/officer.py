@@ -51,16 +51,17 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
     Raises:
         DocumentInvalid: holder.toml, policy.toml or schema.toml is wrong, or they speak of different things.
         DataInvalid: The data does not fit the schema.
-        ScenarioInvalid: There is a state that is not whole.
+        ScenarioInvalid: There is a state that is not whole, or whose ledger is gone.
     """
     if home.is_set_up:
+        _refuse_without_ledger(home)
         return
     if home.state.exists() and not _is_empty(home.state):
         raise ScenarioInvalid(
             "this holder's state is incomplete",
             expected="keys, papers and ledger, or nothing",
             where=str(home.state),
-            next_step="restore it from a backup; remove it only if no run ever used this holder's data",
+            next_step="remove it only if no run ever used this holder's data; otherwise see docs/holder.md, Back up",
         )
     policy = checked_policy(home)
     partial = (home.state if home.state.exists() else home.directory) / f"{_PARTIAL}{os.getpid()}.new"
@@ -84,6 +85,16 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
     with Database.open(partial / "ledger.db") as database:
         PrivacyLedger(database)
     _put_in_place(partial, home.state)
+
+
+def _refuse_without_ledger(home: HolderHome) -> None:
+    if not home.database.exists():
+        raise ScenarioInvalid(
+            "this holder's ledger is gone",
+            expected="the file that knows what was spent",
+            where=str(home.database),
+            next_step="treat the dataset as used up: docs/holder.md, Back up",
+        )
 
 
 def _is_empty(state: Path) -> bool:

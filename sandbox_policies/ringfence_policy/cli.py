@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from ringfence_policy.errors import DocumentInvalid, Fault, RingfenceError
+from ringfence_policy.errors import DocumentInvalid, Fault, RingfenceError, UsageError
 
 if TYPE_CHECKING:
     from ringfence_policy.policy import UsagePolicy
@@ -56,6 +56,10 @@ def answering(command: Callable[P, None]) -> Callable[P, None]:
             if (error.name or "").startswith("ringfence"):
                 raise  # our own part is missing, which no extra mends
             fault = _missing(error)
+        except BrokenPipeError:
+            raise  # whoever read what is printed went away: Click ends quietly
+        except OSError as error:
+            fault = _refused_by_the_system(error)
         else:
             return
         if kwargs.get("as_json"):
@@ -65,6 +69,26 @@ def answering(command: Callable[P, None]) -> Callable[P, None]:
         raise typer.Exit(fault.exit_code) from fault
 
     return run
+
+
+def run_command_line(app: typer.Typer) -> None:
+    """Run a console script. A wrong command line is answered in JSON too, where that is asked for.
+
+    Args:
+        app: Its commands.
+    """
+    if "--json" not in sys.argv[1:]:
+        app()
+        return
+    import click  # noqa: PLC0415 -- loaded with the commands
+
+    try:
+        sys.exit(app(standalone_mode=False))
+    except click.ClickException as error:
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else Path(sys.argv[0]).name
+        fault = UsageError(error.format_message(), next_step=f"{asked} --help")
+        _say_json({"error": fault.to_document()})
+        sys.exit(error.exit_code)
 
 
 def is_asked() -> bool:
@@ -245,6 +269,15 @@ def _missing(error: ModuleNotFoundError) -> Fault:
     )
 
 
+def _refused_by_the_system(error: OSError) -> Fault:
+    return Fault(
+        "the system refused a file, a directory or a connection",
+        got=error.strerror or type(error).__name__,
+        where=None if error.filename is None else str(error.filename),
+        next_step="look at that place: is it there, is it yours, and is there room on the disk?",
+    )
+
+
 def _sentences(policy: "UsagePolicy") -> Iterator[tuple[str | None, str, str]]:
     """Table, clause and sentence of each clause, the ones every policy implies last."""
     from ringfence_policy.clauses import CLAUSES  # noqa: PLC0415 - see the module docstring
@@ -257,12 +290,17 @@ def _policies_in(given: Path) -> list[Path]:
     """`given` itself, or every policy in the directory `given`: `policy.toml`, and any TOML with a `[policy]` table."""
     if not given.is_dir():
         return [given]
-    found = [path for path in sorted(given.rglob("*.toml")) if path.name == "policy.toml" or _names_a_policy(path)]
+    found = {path for path in given.rglob("*.toml") if path.name == "policy.toml" or _names_a_policy(path)}
+    found |= {path.with_name("policy.toml") for path in given.rglob("holder.toml")}  # a holder without one has a fault
     if not found:
         raise DocumentInvalid(
-            "no policy here", where=str(given), expected="a TOML file with a [policy] table", got="none"
+            "no policy here",
+            where=str(given),
+            expected="a TOML file with a [policy] table",
+            got="none",
+            next_step="name a policy, or a directory that has some; `ringfence policy library` shows ready ones",
         )
-    return found
+    return sorted(found)
 
 
 def _names_a_policy(path: Path) -> bool:
@@ -326,7 +364,11 @@ def _write(out: Path, text: str) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise DocumentInvalid(
-            "cannot be written", where=str(out), expected="a writable place", got=error.strerror
+            "cannot be written",
+            where=str(out),
+            expected="a writable place",
+            got=error.strerror,
+            next_step="choose another place with --out, or make that directory",
         ) from error
 
 

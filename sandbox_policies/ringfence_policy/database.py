@@ -71,6 +71,13 @@ class Database:
             LedgerFault: The file is missing (`must_exist`), not writable, not a SQLite database, corrupt, another
                 program's, or on a file system without the locks that write-ahead logging needs.
         """
+        if must_exist and not path.exists():
+            raise LedgerFault(
+                "the ledger's database is gone",
+                expected="the file that knows what was spent",
+                where=str(path),
+                next_step="nothing was used; a dataset whose ledger is lost is used up (docs/holder.md, Back up)",
+            )
         with _OPENING, _faults(path):
             try:
                 _make_private(path, must_exist=must_exist)
@@ -420,5 +427,6 @@ def _fault_of(error: sqlite3.Error, path: Path) -> LedgerFault:
         expected="a readable, writable, intact database with free disk space",
         got=getattr(error, "sqlite_errorname", type(error).__name__),
         where=str(path),
-        next_step="nothing was used or recorded; free the disk or the lock, or restore the file, and run again",
+        next_step="nothing was used or recorded; free the disk or the lock, and run again. Never put an older copy of "
+        "a ledger back: it has forgotten what was spent since (docs/holder.md)",
     )

@@ -262,7 +262,7 @@ class LedgerReader:
                     expected="0 such rows",
                     got=str(number),
                     where=str(self._database.path),
-                    next_step="restore the file, or tell the data officer: what was spent can no longer be proven",
+                    next_step="tell the data officer: what was spent can no longer be proven (docs/holder.md, Back up)",
                 )
 
     # ------------------------------------------------------------------------------------------------------ inside

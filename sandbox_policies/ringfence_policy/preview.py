@@ -199,7 +199,8 @@ def _changes(plan: _Plan, failed: Sequence[str]) -> tuple[list[Change], list[str
             return changes, used_up
         plan.facts |= fix.facts
         changes.append(Change("epsilon", fix.words))
-        rounds = plan.rounds_permitted()
+        # How many rounds the cheaper use then leaves room for, its noise decides: only the count of rounds is known.
+        rounds = min(case.rounds, policy.max_rounds - first.rounds_used) if plan.decide_round(1).permitted else 0
     if 0 < rounds < case.rounds:
         changes.append(Change(used_up[0] if used_up else "max_rounds", f"use at most {counted(rounds, 'round')}"))
     passes = rounds > 0 and all(decision.permitted for decision in plan.decide_also())
@@ -214,7 +215,7 @@ def _cheaper(policy: UsagePolicy, request: RoundRequest) -> _Fix | None:
     left = policy.epsilon_micro - (request.epsilon_after_micro - request.epsilon_cost_micro)
     if left <= 0 or left >= request.epsilon_cost_micro:
         return None
-    words = f"spend at most epsilon {epsilon_text(left)} in a use (raise the noise multiplier)"
+    words = f"spend at most epsilon {epsilon_text(left)} in all rounds together (raise the noise multiplier)"
     return _Fix(words, {"epsilon_after_micro": policy.epsilon_micro, "epsilon_cost_micro": left})
 
 

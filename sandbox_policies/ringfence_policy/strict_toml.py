@@ -30,6 +30,7 @@ _EXACT: Final = Context(prec=120)
 _DECIMAL: Final = re.compile(r"[+-]?\d{1,30}(\.\d{1,30})?([eE][+-]?\d{1,2})?", re.ASCII)
 _IDENTIFIER: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,63}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_TYPOGRAPHIC: Final = re.compile("[\u2018-\u201f\u00ab\u00bb]")  # what word processors make of quotes
 _SHOWN: Final = 60
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ def read_toml(path: Path, model: type[M]) -> M:
     source = str(path)
     try:
         if not path.is_file():
-            raise DocumentInvalid("no such file", where=source, expected="a TOML file", got=_kind_of(path))
+            raise _no_file(path)
         with path.open("rb") as file:
             data = file.read(LIMIT_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -91,7 +92,7 @@ def read_toml(path: Path, model: type[M]) -> M:
     if len(data) > LIMIT_BYTES:
         raise DocumentInvalid("too large", where=source, expected=f"at most {LIMIT_BYTES} bytes", got="more")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # Windows' editors begin a file with a mark that says nothing
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DocumentInvalid(
@@ -293,7 +294,7 @@ def _as_one(error: ValidationError, text: str, model: type[StrictDocument], sour
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] == "missing")
     findings = [_finding(detail, lines, model) for detail in details]
     first, others = findings[0], findings[1:]
-    steps = [first.hint] if first.hint else []
+    steps = [first.hint or "change that line"]
     if others:
         steps.append(f"{len(others)} more: " + "; ".join(f"line {other.line}, {other.summary}" for other in others[:9]))
     return DocumentInvalid(
@@ -301,7 +302,7 @@ def _as_one(error: ValidationError, text: str, model: type[StrictDocument], sour
         where=f"{source}:{first.line}",
         expected=first.expected,
         got=first.got,
-        next_step=" ".join(step if step.endswith("?") else f"{step}." for step in steps).removesuffix(".") or None,
+        next_step=" ".join(step if step.endswith("?") else f"{step}." for step in steps).removesuffix("."),
     )
 
 
@@ -408,15 +409,29 @@ def _not_toml(error: tomllib.TOMLDecodeError, text: str, source: str) -> Documen
             next_step="keep one of the two",
         )
     reason = str(error).split(" (at ")[0]
+    mend = 'write plain quotes, like "this"' if _TYPOGRAPHIC.search(row) else "change that line"
     return DocumentInvalid(
-        f"not TOML: {reason}", where=f"{source}:{line}", expected="TOML", got=_short(row) or "the end"
+        f"not TOML: {reason}",
+        where=f"{source}:{line}",
+        expected="TOML",
+        got=_short(row) or "the end",
+        next_step=mend,
     )
 
 
-def _kind_of(path: Path) -> str:
+def _no_file(path: Path) -> DocumentInvalid:
     if path.is_dir():
-        return "a directory"
-    return "something that is not a file" if path.exists() else "nothing"
+        return DocumentInvalid(
+            "not a file", where=str(path), expected="a TOML file", got="a directory", next_step="name a file in it"
+        )
+    got = "something that is not a file" if path.exists() else "nothing"
+    return DocumentInvalid(
+        "no such file",
+        where=str(path),
+        expected="a TOML file",
+        got=got,
+        next_step="look at the name and the directory; docs/files.md says which files there are",
+    )
 
 
 def _one_of(words: list[str]) -> str:

@@ -82,7 +82,7 @@ class Findings:
         try:
             yield problems.append
         except RingfenceError as error:
-            problems.append(" ".join(str(error).split()))
+            problems.append("; ".join(" ".join(line.split()) for line in str(error).splitlines()))
         except Exception as error:  # noqa: BLE001 - hostile input: whatever it breaks, the answer is "failed"
             problems.append(f"this check could not be completed ({type(error).__name__}); the bundle is malformed")
         shown = problems[:_MOST_PROBLEMS]

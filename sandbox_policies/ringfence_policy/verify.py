@@ -94,6 +94,13 @@ def read_roots(path: Path) -> Roots:
     Raises:
         UsageError: The file cannot be read or does not hold public keys in this form.
     """
+    if not path.is_file():
+        raise UsageError(
+            "no such file",
+            expected="a file of root keys",
+            where=str(path),
+            next_step="collect each holder's root key from the holder itself, never from the bundle",
+        )
     try:
         if path.stat().st_size > _LARGEST_ROOTS_BYTES:
             return _roots(None)

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ringfence_policy.cli import answering, policy_app
+from ringfence_policy.cli import answering, policy_app, run_command_line
+from ringfence_policy.shell_words import typed
 from ringfence_server.cli_control import control_app, workshop
 from ringfence_server.cli_coordinator import coordinator_app
 
@@ -183,7 +184,8 @@ def new_scenario(
     if as_json:
         typer.echo(json.dumps({"directory": str(directory), "from": source}))
     else:
-        typer.echo(f"{directory} is ready. Next: ringfence policy preview {directory}, ringfence run {directory}")
+        named = typed(directory)
+        typer.echo(f"{directory} is ready. Next: ringfence policy preview {named}, ringfence run {named}")
 
 
 @ledger_app.command("show")
@@ -230,7 +232,7 @@ def verify_evidence(
 
 def main() -> None:
     """Run `ringfence`."""
-    app()
+    run_command_line(app)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ringfence_policy.errors import UsageError
+from ringfence_policy.shell_words import typed
 from ringfence_server.deployed_run import (
     FlowerRun,
     going_on,
@@ -36,7 +37,7 @@ def run_deployment(
             "this directory is a deployment: its data holders are reached over a SuperLink",
             expected=f"--superlink {deployment.control_address}",
             where=str(directory),
-            next_step=f"serve first, in another terminal: ringfence coordinator start {directory}",
+            next_step=f"serve first, in another terminal: ringfence coordinator start {typed(directory)}",
         )
     if resume and going_on(deployment) is None:
         unfinished_run(deployment.directory)  # before anything is asked of the SuperLink: is there a run at all?

@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.errors import ScenarioInvalid, UsageError
 from ringfence_policy.ledger import now_ms
+from ringfence_policy.shell_words import typed
+from ringfence_policy.terminal import terminal
 from ringfence_policy.verify import UNPROVEN, read_roots, roots_document, verify_bundle
 
 
@@ -18,6 +19,7 @@ def export(run_name: str, *, directory: Path, out: Path, as_json: bool) -> None:
 
     Raises:
         ScenarioInvalid: There is no such run, or it is not finished.
+        UsageError: A file is in the way.
     """
     # Not at the top: an auditor verifies without what a coordinator needs to run (Flower, safetensors).
     from ringfence_server.evidence import roots_of_run  # noqa: PLC0415
@@ -30,9 +32,16 @@ def export(run_name: str, *, directory: Path, out: Path, as_json: bool) -> None:
         raise ScenarioInvalid(
             "this run is not finished, so its evidence was not gathered",
             where=run.directory,
-            next_step=f"go on with it: ringfence run --resume {run.root}",
+            next_step=f"go on with it: ringfence run --resume {typed(run.root)}",
         )
     roots = out.with_name(f"{out.stem}.roots.json")
+    for file in (out, roots):
+        if file.exists():
+            raise UsageError(
+                "there is something of that name",
+                where=str(file),
+                next_step="choose another name with --out: nothing is overwritten",
+            )
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(bundle, out)
     roots.write_text(json.dumps(roots_document(roots_of_run(run)), indent=1))
@@ -44,7 +53,19 @@ def export(run_name: str, *, directory: Path, out: Path, as_json: bool) -> None:
 
 
 def verify(bundle: Path, *, root: Path, as_json: bool) -> int:
-    """Verify a bundle. Exit code 0 when every check passed, 3 when one failed."""
+    """Verify a bundle. Exit code 0 when every check passed, 3 when one failed.
+
+    Raises:
+        UsageError: There is no such bundle, or the file of root keys is none.
+    """
+    if not bundle.is_file():
+        raise UsageError(
+            "no such file",
+            expected="a bundle of evidence, as a run or `ringfence evidence export` leaves it",
+            got="a directory" if bundle.is_dir() else "nothing",
+            where=str(bundle),
+            next_step="look at the name: a run leaves evidence.zip in its directory",
+        )
     verification = verify_bundle(bundle, read_roots(root), now_ms=now_ms())
     if as_json:
         document = {
@@ -56,7 +77,7 @@ def verify(bundle: Path, *, root: Path, as_json: bool) -> int:
         }
         typer.echo(json.dumps(document))
         return 0 if verification.passed else 3
-    console = Console()
+    console = terminal()
     table = Table(title=f"Evidence of run {verification.run_id or 'unknown'}", title_justify="left")
     for column in ("check", "", "finding"):
         table.add_column(column, overflow="fold")

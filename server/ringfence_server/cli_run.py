@@ -1,12 +1,14 @@
 """`ringfence run` and `ringfence demo`: start a run's process, and end it when this one is interrupted."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import typer
 
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import UsageError
+from ringfence_policy.shell_words import typed
 from ringfence_server.deployment import is_deployment
 from ringfence_server.following import events_so_far, follow_run, following
 from ringfence_server.forecast import forecast, forecast_document
@@ -28,6 +30,14 @@ def demonstrate(name: str, *, out: Path, seed: int | None, as_json: bool) -> int
 def fresh_copy(name: str, *, out: Path, as_json: bool) -> Path:
     """Copy a bundled scenario to where a demonstration's results go, and say where it lies."""
     source = bundled_scenario(name)
+    if out.exists() and not out.is_dir():
+        raise UsageError(
+            "not a directory",
+            expected="a new directory, or that of an earlier demonstration",
+            got="a file",
+            where=str(out),
+            next_step="choose another one with --out: nothing is overwritten",
+        )
     if out.exists() and any(out.iterdir()):
         _move_away(out, as_json=as_json)
     copy_scenario(source, out / name)
@@ -53,14 +63,14 @@ def run_directory(
 
     Returns:
         The exit code.
+
+    Raises:
+        UsageError: Results cannot be written to `out`, or what was asked for does not fit the directory.
     """
+    if out is not None:
+        _make_place(out)
     if is_deployment(directory):
-        if processes is not None:
-            raise UsageError(
-                "the data holders of a deployment have processes of their own",
-                where="--workers",
-                next_step="leave it out: it is for a scenario, whose holders are simulated on this machine",
-            )
+        _refuse_workers(processes)
         from ringfence_server.cli_deployed import run_deployment  # noqa: PLC0415 -- Flower, needed only here
 
         return run_deployment(
@@ -70,7 +80,7 @@ def run_directory(
         raise UsageError(
             "this directory is no deployment, so there is no SuperLink for it",
             where=str(directory),
-            next_step=f"`ringfence run {directory}` runs a scenario on this machine; "
+            next_step=f"`ringfence run {typed(directory)}` runs a scenario on this machine; "
             "`ringfence coordinator init DIR` makes a deployment",
         )
     if resume:
@@ -95,6 +105,31 @@ def run_directory(
         run = start_run(scenario, out=out, seed=seed, run_id=run_id)
         write_durably(Path(run.directory) / "preview.json", json.dumps(previews).encode())
         return _follow(run, worker, as_json=as_json, start=0)
+
+
+def _refuse_workers(processes: int | None) -> None:
+    if processes is not None:
+        raise UsageError(
+            "the data holders of a deployment have processes of their own",
+            where="--workers",
+            next_step="leave it out: it is for a scenario, whose holders are simulated on this machine",
+        )
+
+
+def _make_place(out: Path) -> None:
+    """Make the directory for results: a run that could not write them would have spent every budget for nothing."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            return
+    except OSError as error:
+        raise UsageError(
+            "results cannot be written there",
+            expected="a directory that can be written to",
+            got=error.strerror or type(error).__name__,
+            where=str(out),
+            next_step="choose another one with --out; nothing was trained",
+        ) from None
 
 
 def _follow(run: RunFile, worker: WorkerProcess, *, as_json: bool, start: int) -> int:

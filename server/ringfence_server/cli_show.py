@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ringfence_policy.clauses import explain
 from ringfence_policy.database import Database
 from ringfence_policy.errors import ScenarioInvalid, UsageError
 from ringfence_policy.ledger import Meter, PrivacyLedger
+from ringfence_policy.shell_words import typed
+from ringfence_policy.terminal import terminal
 from ringfence_policy.vocabulary import PURPOSES
 from ringfence_server.deployment import is_deployment
 from ringfence_server.forecast import forecast, forecast_document
@@ -35,7 +36,7 @@ def show_preview(directory: Path, *, plan: Path | None, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        console = Console()
+        console = terminal()
         table = Table(title=f"{document['title']} ({document['purpose']})", title_justify="left")
         for column in ("data holder", "answer", "why", "what would make it pass"):
             table.add_column(column, overflow="fold")
@@ -61,7 +62,7 @@ def show_scenarios(*, as_json: bool) -> None:
         table.add_column(column)
     for name, one in found.items():
         table.add_row(name, one.plan.title, ", ".join(profile.name for profile in one.holders.values()))
-    Console().print(table)
+    terminal().print(table)
 
 
 def show_one_scenario(name: str, *, as_json: bool) -> None:
@@ -71,7 +72,7 @@ def show_one_scenario(name: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(_scenario_document(scenario)))
         return
-    console = Console()
+    console = terminal()
     terms = scenario.plan
     console.print(f"{terms.title}", style="bold")
     console.print(
@@ -108,7 +109,7 @@ def show_meters(directory: Path, *, as_json: bool) -> None:
             scale = _MICRO_QUANTITIES[meter.quantity]
             figures = [f"{value / scale:.4g}" for value in (meter.committed, meter.reserved, meter.cap, meter.left)]
             table.add_row(holder, f"{meter.owner_kind} {meter.quantity}{at}", *figures)
-    Console().print(table)
+    terminal().print(table)
 
 
 def show_decisions(directory: Path, *, run_id: str | None, holder: str | None, denied: bool, as_json: bool) -> None:
@@ -135,7 +136,7 @@ def show_decisions(directory: Path, *, run_id: str | None, holder: str | None, d
                 clauses = "; ".join(f"{failed['clause']}: {failed['meaning']}" for failed in one["failed"])
                 where = _POINTS.get(one["point"], one["point"])
                 table.add_row(str(one["round"] or ""), one["holder"], where, one["action"], answer, clauses)
-        Console().print(table)
+        terminal().print(table)
 
 
 def _decisions(directory: Path) -> Iterator[dict[str, Any]]:
@@ -143,10 +144,11 @@ def _decisions(directory: Path) -> Iterator[dict[str, Any]]:
     if not is_deployment(directory):  # there each holder keeps its own
         logs |= {path.parent.parent.name: path for path in _ledgers(directory)}
     for owner, path in logs.items():
-        if not path.exists():
-            continue
+        if owner is None and not path.exists():
+            continue  # nothing was coordinated from here yet
         with Database.open(path, must_exist=True) as database:
-            rows = database.rows("SELECT record FROM evidence_leaf ORDER BY position")
+            is_begun = database.rows("SELECT 1 FROM sqlite_schema WHERE name = 'evidence_leaf'")
+            rows = database.rows("SELECT record FROM evidence_leaf ORDER BY position") if is_begun else []
         for (line,) in rows:
             record = json.loads(line)
             if record["kind"] == "decision":
@@ -173,14 +175,16 @@ def _refuse_deployment(directory: Path, what: str) -> None:
 
 
 def _ledgers(directory: Path) -> list[Path]:
-    own = directory / "state" / "ledger.db"
-    found = [own] if own.exists() else sorted((directory / "holders").glob("*/state/ledger.db"))
+    # Where a ledger is gone from a state that is whole otherwise, opening it says so.
+    papers = [directory / "state" / "papers", *sorted((directory / "holders").glob("*/state/papers"))]
+    found = [path.with_name("ledger.db") for path in papers if path.exists()]
     if not found:
         raise ScenarioInvalid(
             "no ledger here yet",
             expected="a holder's directory, or a scenario that has run",
+            got="a directory without one" if directory.is_dir() else "no such directory",
             where=str(directory),
-            next_step=f"run it first: ringfence run {directory}",
+            next_step=f"run it first: ringfence run {typed(directory)}" if directory.is_dir() else "look at the name",
         )
     return found
 

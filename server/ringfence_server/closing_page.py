@@ -6,6 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ringfence_policy.shell_words import typed
+from ringfence_policy.terminal import terminal
+
 _LINES = {
     "federated_private": "together, under policy, private",
     "federated": "together, without privacy (comparison)",
@@ -16,7 +19,7 @@ _LINES = {
 
 def show_summary(summary: dict[str, Any], out: Path) -> None:
     """Print a summary as tables."""
-    console = Console()
+    console = terminal()
     if summary["rehearsal"]:
         console.print("REHEARSAL with seeded noise: NOT PRIVATE", style="bold white on red")
     console.print()
@@ -34,10 +37,8 @@ def show_summary(summary: dict[str, Any], out: Path) -> None:
     if summary["reason"]:
         console.print(f"{summary['status'].capitalize()}: {summary['reason']}.", style="yellow")
     console.print(f"Results in {out}: report.html, summary.json, model.safetensors, evidence.zip", soft_wrap=True)
-    console.print(
-        f"Check it yourself: ringfence evidence verify {out / 'evidence.zip'} --root {out / 'roots.json'}",
-        soft_wrap=True,
-    )
+    bundle, roots = typed(out / "evidence.zip"), typed(out / "roots.json")
+    console.print(f"Check it yourself: ringfence evidence verify {bundle} --root {roots}", soft_wrap=True)
 
 
 def _figures(summary: dict[str, Any]) -> Table:

@@ -9,13 +9,13 @@ from typing import Any
 from ringfence_policy import merkle
 from ringfence_policy.database import Database
 from ringfence_policy.decision import Decision, Point
-from ringfence_policy.documents import Participation, RequestBatch, Role, key_list_document, request_leaf
+from ringfence_policy.documents import KeyList, Participation, RequestBatch, Role, key_list_document, request_leaf
 from ringfence_policy.durable import write_durably
-from ringfence_policy.errors import RingfenceError, TrustRefused
+from ringfence_policy.errors import RingfenceError, TrustRefused, UsageError
 from ringfence_policy.evidence_log import EvidenceLog
 from ringfence_policy.facts import Cost, use_request
 from ringfence_policy.gate import PolicyGate
-from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, sign
+from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, parse, sign
 from ringfence_policy.ledger import now_ms
 from ringfence_policy.log_views import LogViews
 from ringfence_policy.mechanism import DpMechanism
@@ -68,6 +68,9 @@ class Coordinator:
         directory: Keys, log and memory; made at the first use.
         coordinator_id: The organisation's id, as policies name it.
         clock: Milliseconds since the Unix epoch.
+
+    Raises:
+        UsageError: The directory is another coordinator's.
     """
 
     def __init__(self, directory: Path, *, coordinator_id: str, clock: Callable[[], int] = now_ms) -> None:
@@ -75,9 +78,17 @@ class Coordinator:
         self.clock = clock
         if not (directory / "keys.jws").exists():
             _make_keys(directory, coordinator_id, now_ms=clock())
+        self.keys_token = (directory / "keys.jws").read_text()
+        if (owner := KeyList.from_document(parse(self.keys_token).claimed()).holder_id) != coordinator_id:
+            raise UsageError(
+                "these are the keys and the log of another coordinator",
+                expected=owner,
+                got=coordinator_id,
+                where=str(directory),
+                next_step=f'write coordinator = "{owner}" into the plan again, or begin in a directory of its own',
+            )
         self.root = PublicKey.from_jwk(json.loads((directory / "root.jwk").read_text()))
         self.key = SigningKey.load(directory / "plan.key.jwk")
-        self.keys_token = (directory / "keys.jws").read_text()
         self.database = Database.open(directory / "log.db")
         self.log = EvidenceLog(self.database, origin=f"ringfence/coordinator/{coordinator_id}")
         self._views = LogViews(self.log, key=self.key)

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ringfence_policy.errors import DeploymentFault, TrustRefused, UsageError
 from ringfence_policy.letters import Registration, read_letter
+from ringfence_policy.shell_words import typed
+from ringfence_policy.terminal import terminal
 from ringfence_policy.thumbprints import compare
 from ringfence_server.deployment import (
     Deployment,
@@ -73,9 +74,9 @@ def make_deployment(
     if missing:
         typer.echo(f"Write {' and '.join(missing)} there before the first run.")
     typer.echo(f"Next: give {deployment.invitation_file} to each data holder; take in each one's registration:")
-    typer.echo(f"  ringfence coordinator register {directory} REGISTRATION")
+    typer.echo(f"  ringfence coordinator register {typed(directory)} REGISTRATION")
     typer.echo("and serve, on this machine:")
-    typer.echo(f"  ringfence coordinator start {directory}")
+    typer.echo(f"  ringfence coordinator start {typed(directory)}")
 
 
 def register_holder(directory: Path, registration: Path, *, thumbprint: str | None, as_json: bool) -> None:
@@ -107,7 +108,7 @@ def register_holder(directory: Path, registration: Path, *, thumbprint: str | No
         typer.echo(json.dumps(document))
         return
     typer.echo(f"{card.name} ({card.holder_id}) is registered under the root key {letter.root.thumbprint}.")
-    later = f"Its SuperNode may connect once `ringfence coordinator start {directory}` runs."
+    later = f"Its SuperNode may connect once `ringfence coordinator start {typed(directory)}` runs."
     typer.echo("Its SuperNode may connect now." if in_use else later)
 
 
@@ -139,7 +140,7 @@ def show_holders(directory: Path, *, as_json: bool) -> None:
     for row in rows:
         cells = (row[key] for key in ("holder", "name", "region", "weight", "registered", "thumbprint", "state"))
         table.add_row(*map(str, cells))
-    Console().print(table)
+    terminal().print(table)
     if states is None:
         typer.echo("No coordinator serves here right now, so nobody is connected.")
 

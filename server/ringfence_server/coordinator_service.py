@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import DeploymentFault, ScenarioBusy
+from ringfence_policy.shell_words import typed
 from ringfence_server.deployment import Deployment, now_utc, prepare_transport
 from ringfence_server.front_server import FrontServer
 from ringfence_server.interruption import handled_by
@@ -98,14 +99,15 @@ class _Service:
             return False
         with superlink.control() as control:
             reconcile(control, Registry(self._deployment.holders).keys())
+        address = self._deployment.control_address
         self._tell(
             "ready",
             {
                 "front": f"{self._deployment.settings.listen}:{self._front.port}",
                 "address": self._deployment.address,
-                "superlink": self._deployment.control_address,
+                "superlink": address,
                 "superlink_process": superlink.process_id,
-                "command": f"ringfence run {self._deployment.directory} --superlink {self._deployment.control_address}",
+                "command": f"ringfence run {typed(self._deployment.directory)} --superlink {address}",
             },
         )
         while not self._end.wait(_LOOK_SECONDS) and not superlink.has_ended:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import DeploymentFault, ScenarioBusy, ScenarioInvalid, UsageError
+from ringfence_policy.shell_words import typed
 from ringfence_server.conductor_lock import Conductor, conductor_of
 from ringfence_server.deployment import Deployment
 from ringfence_server.flower_control import ONLINE, FlowerControl, FlowerNode
@@ -150,7 +151,7 @@ def start_deployed_run(
             "no data holder is registered",
             where=str(deployment.holders),
             next_step=f"hand out {deployment.invitation_file}, and take in what comes back: "
-            f"`ringfence coordinator register {deployment.directory} REGISTRATION`",
+            f"`ringfence coordinator register {typed(deployment.directory)} REGISTRATION`",
         )
     cards = without_declined(cards, declined)
     if terms.model.kind == "module":
@@ -251,6 +252,6 @@ def _supernodes(deployment: Deployment, control: FlowerControl) -> dict[str, Sup
             "no data holder is connected",
             expected=f"at least one SuperNode of {', '.join(sorted(nodes)) or 'a registered holder'}",
             where=deployment.address,
-            next_step=f"`ringfence coordinator holders {deployment.directory}` says who is; holders start theirs",
+            next_step=f"`ringfence coordinator holders {typed(deployment.directory)}` says who is online",
         )
     return {holder: SuperNode(node_id=node.node_id, key=node.public_key) for holder, node in nodes.items()}

@@ -24,6 +24,7 @@ from ringfence_policy.identity import PublicKey, SigningKey
 from ringfence_policy.letters import Invitation, read_letter
 from ringfence_policy.plan import PlanFile
 from ringfence_policy.schema import DatasetSchema
+from ringfence_policy.shell_words import typed
 from ringfence_policy.strict_toml import Identifier, ListOf, StrictDocument, Text, read_toml, refusal
 from ringfence_policy.transport_keys import (
     AUTHORITY_DAYS,
@@ -189,7 +190,7 @@ def load_deployment(directory: Path) -> Deployment:
             "this is no deployment",
             expected=f"a {SETTINGS}",
             where=str(directory),
-            next_step=f"`ringfence coordinator init {directory} --name HOST` makes one",
+            next_step=f"`ringfence coordinator init {typed(directory)} --name HOST` makes one",
         )
     return Deployment(directory.resolve(), read_toml(directory / SETTINGS, CoordinatorFile))
 

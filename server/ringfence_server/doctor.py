@@ -9,10 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ringfence_policy.errors import Fault, RingfenceError
+from ringfence_policy.terminal import terminal
 from ringfence_server.run_file import reach
 
 _NEEDED = ("flwr", "torch", "opacus", "cedarpy", "joserfc", "numpy")
@@ -33,7 +33,7 @@ def examine(*, as_json: bool) -> int:
             table.add_column(column, overflow="fold")
         for name, passed, words in findings:
             table.add_row(name, "✓" if passed else "✗", words, style=None if passed else "bold red")
-        Console().print(table)
+        terminal().print(table)
     return 0 if all(passed for _, passed, _ in findings) else 1
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import typer
 
 from ringfence_policy.errors import RunFailed
+from ringfence_policy.shell_words import typed
 from ringfence_server.events import follow
 from ringfence_server.interruption import termination_interrupts
 from ringfence_server.progress import Progress
@@ -47,7 +48,7 @@ def following(run: RunFile, *, resume: str) -> Iterator[None]:
         raise RunFailed(
             "the run was interrupted",
             where=run.directory,
-            next_step=f"what was committed is kept: ringfence run {resume} {run.root}",
+            next_step=f"what was committed is kept: ringfence run {resume} {typed(run.root)}",
         ) from None
 
 
@@ -87,7 +88,7 @@ def follow_run(run: RunFile, followed: Followed, *, as_json: bool, resume: str =
             "the run's process was ended",
             got=trouble,
             where=str(followed.log),
-            next_step=f"what was committed is kept: ringfence run {resume} {run.root}",
+            next_step=f"what was committed is kept: ringfence run {resume} {typed(run.root)}",
         )
     return _say_result(Path(run.out), as_json=as_json)
 

@@ -1,5 +1,6 @@
 """Who would refuse a plan, why, and what change would make it pass: asked of the policies before anything runs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from ringfence_policy.gate import PolicyGate
 from ringfence_policy.ledger import PrivacyLedger, now_ms
 from ringfence_policy.mechanism import History, history_of
 from ringfence_policy.plan import PlanFile, PlanHolder, TrainingPlan
-from ringfence_policy.preview import HolderPreview, PreviewCase, preview
+from ringfence_policy.preview import Change, HolderPreview, PreviewCase, preview
 from ringfence_policy.request import RoundRequest
 from ringfence_policy.settlement import settle
 from ringfence_policy.vocabulary import PURPOSES, Action, Evaluation
+from ringfence_policy.wording import counted
 from ringfence_server.run_file import STOPS, reach
 from ringfence_server.scenario import Scenario
 
@@ -44,7 +46,8 @@ def forecast(scenario: Scenario, plan: PlanFile, *, sandboxed: bool = False) -> 
         except Unaccountable as error:  # its ledger cannot take this plan; that is no reason to stop the others
             beyond[holder_id] = _unaccountable(holder_id, error)
     found = {one.holder_id: one for one in preview(cases)} | beyond
-    return [found[holder_id] for holder_id in scenario.holders]
+    previews = [found[holder_id] for holder_id in scenario.holders]
+    return [_too_few(one, plan, there=len(previews)) for one in previews]
 
 
 def forecast_document(plan: PlanFile, previews: list[HolderPreview]) -> dict[str, Any]:
@@ -67,6 +70,24 @@ def forecast_document(plan: PlanFile, previews: list[HolderPreview]) -> dict[str
             for one in previews
         ],
     }
+
+
+def _too_few(one: HolderPreview, plan: PlanFile, *, there: int) -> HolderPreview:
+    """What a holder would say to a plan that itself asks for more holders than there are: it is never asked."""
+    fewest = plan.cohort.min_holders
+    if fewest <= there:
+        return one
+    failed = FailedClause(
+        "plan-min-holders", "The plan itself asks for more data holders than there are.", f"at least {fewest}"
+    )
+    change = Change("plan-min-holders", f"ask for at most {counted(there, 'data holder')} ([cohort] min_holders)")
+    return replace(
+        one,
+        permitted=False,
+        rounds_permitted=0,
+        failed=(*one.failed, failed),
+        changes=() if one.obstacles else (*one.changes, change),
+    )
 
 
 def _unaccountable(holder_id: str, error: Unaccountable) -> HolderPreview:
@@ -133,8 +154,8 @@ def _case(scenario: Scenario, plan: PlanFile, holder_id: str, *, sandboxed: bool
 
 
 def _spent(path: Path, policy_id: str, dataset_id: str) -> tuple[History, History]:
-    if not path.exists():
-        return (), ()
+    if not (path.parent / "papers").exists():
+        return (), ()  # nothing was set up yet
     with Database.open(path, must_exist=True) as database:
         ledger = PrivacyLedger(database)
         return ledger.history(dataset_id, policy_id=policy_id), ledger.history(dataset_id)

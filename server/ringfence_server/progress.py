@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ringfence_policy.terminal import terminal
 from ringfence_server.outcome import NO_REPLY
 from ringfence_server.run_file import RunFile
 
@@ -26,7 +27,7 @@ class Progress:
     def __init__(self, run: RunFile, *, quiet: bool) -> None:
         self._run = run
         self._quiet = quiet
-        self._console = Console(file=sys.stderr if quiet else sys.stdout)
+        self._console = terminal(sys.stderr if quiet else sys.stdout)
         self._holders = sorted(run.cards)  # ids, not names: a row must fit a terminal
         self._caps: dict[str, float] = {}
         self._spent: dict[str, float] = {}
@@ -109,7 +110,7 @@ class Progress:
 
 
 def _cell(outcome: dict[str, Any], holder: str) -> Text:
-    if holder in outcome["cohort"]:
+    if holder in _trained(outcome):
         return Text("✓ trains", style="green")
     for rejected in outcome["rejected_updates"]:
         if rejected["holder"] == holder:
@@ -120,8 +121,14 @@ def _cell(outcome: dict[str, Any], holder: str) -> Text:
     return Text("-", style="dim")
 
 
+def _trained(outcome: dict[str, Any]) -> list[str]:
+    """Who was asked and neither refused at home nor sent what cannot be used."""
+    without = {one["holder"] for one in (*outcome["refused"], *outcome["rejected_updates"])}
+    return [holder for holder in outcome["cohort"] if holder not in without]
+
+
 def _sentence(outcome: dict[str, Any]) -> str:
-    parts = [f"round {outcome['round']}: {', '.join(outcome['cohort']) or 'nobody'} trained"]
+    parts = [f"round {outcome['round']}: {', '.join(_trained(outcome)) or 'nobody'} trained"]
     parts += [f"{one['holder']} {_answer(one['clauses'])}" for one in outcome["refused"]]
     parts += [f"{one['holder']}'s update was rejected ({one['code']})" for one in outcome["rejected_updates"]]
     metrics = outcome["metrics"]

@@ -15,6 +15,7 @@ from ringfence_policy.identity import PublicKey
 from ringfence_policy.plan import PlanFile, PlanHolder, TrainingPlan
 from ringfence_policy.protocol import HolderCard
 from ringfence_policy.schema import DatasetSchema
+from ringfence_policy.shell_words import typed
 from ringfence_server.coordinator import Coordinator
 from ringfence_server.scenario import Scenario
 
@@ -101,7 +102,12 @@ class RunFile:
         """
         path = directory / "run.json"
         if not path.exists():
-            raise ScenarioInvalid("there is no run here", expected="a run.json", where=str(directory))
+            raise ScenarioInvalid(
+                "there is no run here",
+                expected="a run.json",
+                where=str(directory),
+                next_step="name a run's directory, DIR/runs/<its id>; a run's last lines say where it lies",
+            )
         members = json.loads(path.read_text())
         nodes = {holder: SuperNode(**node) for holder, node in members.pop("supernodes", {}).items()}
         return cls(**members, supernodes=nodes)
@@ -233,12 +239,13 @@ def unfinished_run(directory: Path) -> RunFile:
     Raises:
         ScenarioInvalid: Every run was finished, or there is none.
     """
-    for path in sorted((directory / "runs").glob("*/run.json"), reverse=True):
-        run = RunFile.load(path.parent)
+    runs = [RunFile.load(path.parent) for path in sorted((directory / "runs").glob("*/run.json"), reverse=True)]
+    for run in runs:
         if not run.is_finished:
             return run
     raise ScenarioInvalid(
         "there is no unfinished run to resume",
+        got=f"the last one was finished: {runs[0].out}" if runs else "no run at all",
         where=str(directory / "runs"),
-        next_step="start a new one: `ringfence run DIR`",
+        next_step=f"start a new one: ringfence run {typed(directory)}",
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
-from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.errors import DocumentInvalid, ScenarioInvalid
 from ringfence_policy.holder import HolderProfile
 from ringfence_policy.plan import PlanFile
 from ringfence_policy.policy import UsagePolicy, read_policy
@@ -51,7 +51,7 @@ def load_scenario(directory: Path, *, plan: Path | None = None) -> Scenario:
 
     Raises:
         ScenarioInvalid: A part is missing, or a folder and the holder in it have different names.
-        DocumentInvalid: A file does not say what it must.
+        DocumentInvalid: A file does not say what it must, or a policy is for another holder or dataset.
     """
     if not directory.is_dir():
         raise ScenarioInvalid(
@@ -60,12 +60,23 @@ def load_scenario(directory: Path, *, plan: Path | None = None) -> Scenario:
             next_step="`ringfence scenario list` names the bundled ones; `ringfence scenario new DIR` makes your own",
         )
     holders = load_holders(directory)
+    policies = {holder: read_policy(directory / "holders" / holder / "policy.toml") for holder in holders}
+    for holder, policy in policies.items():
+        expected = (holder, holders[holder].dataset.dataset_id)
+        if (policy.holder_id, policy.dataset_id) != expected:
+            raise DocumentInvalid(
+                "the policy is for another holder or dataset",
+                expected=" and ".join(expected),
+                got=f"{policy.holder_id} and {policy.dataset_id}",
+                where=str(directory / "holders" / holder / "policy.toml"),
+                next_step="make holder and dataset agree in holder.toml and policy.toml",
+            )
     return Scenario(
         directory=directory,
         plan=read_toml(plan if plan is not None else directory / "plan.toml", PlanFile),
         schema=read_toml(directory / "schema.toml", DatasetSchema),
         holders=holders,
-        policies={holder: read_policy(directory / "holders" / holder / "policy.toml") for holder in holders},
+        policies=policies,
     )
 
 
@@ -78,7 +89,12 @@ def load_holders(directory: Path) -> dict[str, HolderProfile]:
     """
     folders = sorted(path for path in (directory / "holders").glob("*") if path.is_dir() and path.name[0] != ".")
     if not folders:
-        raise ScenarioInvalid("a scenario needs data holders", expected="holders/<id>/ folders", where=str(directory))
+        raise ScenarioInvalid(
+            "a scenario needs data holders",
+            expected="holders/<id>/ folders",
+            where=str(directory),
+            next_step="name a scenario's own directory; `ringfence scenario new DIR` makes one",
+        )
     holders = {folder.name: read_toml(folder / "holder.toml", HolderProfile) for folder in folders}
     for name, profile in holders.items():
         if profile.holder_id != name:

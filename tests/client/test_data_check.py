@@ -209,7 +209,17 @@ def test_only_this_command_loads_pandera(holder):
 
 # --- properties -------------------------------------------------------------------------------------------------------
 
+
 # Cells that could stand in such a file by mistake: each is a canary that no output may repeat.
+def test_data_without_a_record_and_data_without_a_schema_are_said_to_be_so(holder):
+    directory = holder()
+    assert "no record in it" in node("data", "check", directory).output
+    (directory / "schema.toml").unlink()
+    refused = answer("data", "check", directory, exit_code=2)["error"]
+    assert refused["where"] == str(directory / "schema.toml")
+    assert "coordinator sends" in refused["next_step"]
+
+
 CANARIES = st.sampled_from(
     ["canary-7f3a", "Maria Canary", "1987654321012", "31.12.1999", "-98765.4321", "98765e300", "[bold]canary[/bold]"]
 )

@@ -180,6 +180,25 @@ def test_a_malformed_file_is_refused_without_a_word_of_it(tmp_path, content):
     assert PATIENT not in refusal(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "got", "mend"),
+    [
+        (f"{HEADER}\n55,250,typical,male,1\n55\n", "fields in line 3", "mend that line"),
+        ("", "fields in line 1", "mend that line"),
+        (f'{HEADER}\n55,250,"typical,male,1\n', "not closed", "close it"),
+        (f"{HEADER}\n55,250,Z\xfcrich,male,1\n".encode("latin-1"), "not UTF-8", "UTF-8"),
+        (HEADER.replace(",", ";") + "\n55;250;typical;male;1\n", "missing: age", "by commas"),
+    ],
+    ids=["short line", "empty", "open quote", "latin-1", "semicolons"],
+)
+def test_a_malformed_file_is_refused_with_what_is_wrong_and_how_to_mend_it(tmp_path, content, got, mend):
+    (tmp_path / "data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataInvalid) as refused:
+        load_dataset(tmp_path, SCHEMA)
+    assert got in refused.value.got
+    assert mend in refused.value.next_step
+
+
 def test_a_field_may_be_quoted(tmp_path):
     plain = load_dataset(write(tmp_path), SCHEMA)
     quoted = [",".join(f'"{field}"' if field else "" for field in row.split(",")) for row in ROWS]

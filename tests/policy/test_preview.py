@@ -124,7 +124,7 @@ def test_suggested_round_count_passes_and_one_more_does_not(make_case):
 def test_budget_too_small_for_one_use_asks_for_cheaper_uses(make_case):
     result = only(make_case(policy={"epsilon_micro": 450_000}, spent=400_000))
     assert result.rounds_permitted == 0
-    assert result.change.startswith("Spend at most epsilon 0.05 in a use (raise the noise multiplier)")
+    assert result.change.startswith("Spend at most epsilon 0.05 in all rounds together (raise the noise multiplier)")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def fault(text, model=Everything):
         ("[inner]\ncuont = 3", 2, "one of count, rate, flag", "cuont", "did you mean count?"),
         ("[inner]\nepsilon = '1'", 2, "one of count", "epsilon", None),
         ("count = 2", 1, "one of name", "count", "did you mean count in [inner]?"),
-        ("title = 3", 1, "text in quotes", "3", None),
+        ("title = 3", 1, "text in quotes", "3", "change that line"),
         ("[inner]\ncount = '3'", 2, "a whole number without quotes", '"3"', None),
         ("[inner]\ncount = 3.0", 2, "a whole number without quotes", "3.0, a fraction without quotes", "whole number"),
         ("[inner]\ncount = true", 2, "a whole number without quotes", "true", None),
@@ -107,7 +107,8 @@ def fault(text, model=Everything):
         ("[[inner]]\ncount = 1", 1, "a table", "a list of 1", None),
         ("[[rows]]\ncount = 1\n[[rows]]\ncount = 'x'", 4, "a whole number", '"x"', None),
         ("name = ", 1, "TOML", "name =", None),
-        ("name = 'aa", 1, "TOML", "name = 'aa", None),
+        ("name = 'aa", 1, "TOML", "name = 'aa", "change that line"),
+        ("name = \u201caa\u201d", 1, "TOML", "name = \u201caa\u201d", "plain quotes"),
         ("a\x00 = 1", 1, "printable text", "a NUL byte", None),
         ("name = 'a\x07'", 1, "TOML", "name = 'a?'", None),
     ],
@@ -119,6 +120,11 @@ def test_fault_names_line_expectation_what_came_and_the_mend(text, line, expecte
     assert got in (error.got or "")
     assert (next_step or "") in (error.next_step or "")
     assert "\x1b" not in str(error)
+
+
+def test_the_mark_with_which_windows_editors_begin_a_file_is_no_fault(tmp_path):
+    (tmp_path / "file.toml").write_bytes(b"\xef\xbb\xbfname = 'aa'\n")
+    assert read_toml(tmp_path / "file.toml", Everything).name == "aa"
 
 
 def test_missing_key_is_named_with_its_table():

@@ -203,3 +203,18 @@ def test_the_terminal_tells_who_was_not_heard_from_who_refused():
     assert progress._sentence(outcome) == (
         "round 2: cleveland trained; budapest was not heard; long-beach refused (epsilon, revoked)"
     )
+
+
+def test_who_was_asked_and_refused_at_home_did_not_train():
+    outcome = {
+        "round": 11,
+        "cohort": ["cleveland"],
+        "refused": [{"holder": "cleveland", "clauses": ["min_records"]}],
+        "rejected_updates": [],
+        "metrics": None,
+        "committed": False,
+        "reason": "no update may be used",
+    }
+    assert progress._sentence(outcome) == (
+        "round 11: nobody trained; cleveland refused (min_records); not committed: no update may be used"
+    )

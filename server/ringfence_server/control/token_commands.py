@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ringfence_policy.errors import UsageError
+from ringfence_policy.terminal import terminal
 from ringfence_server.control.actor import Actor, Role
 from ringfence_server.control.plane import ControlPlane, open_plane
 
@@ -54,7 +54,7 @@ def show(directory: Path, *, database: str | None, as_json: bool) -> None:
     for token in tokens:
         state = "revoked" if token.revoked_ms is not None else ""
         table.add_row(token.id, token.name, token.role, token.holder or "", token.by, _date(token.ends_ms), state)
-    Console().print(table)
+    terminal().print(table)
 
 
 def revoke(directory: Path, token_id: str, *, database: str | None, as_json: bool) -> None:
