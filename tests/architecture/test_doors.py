@@ -249,6 +249,20 @@ def test_system_calls_have_one_door(sources):
     assert not offences, "\n".join(offences)
 
 
+def test_one_console_writes_what_strangers_named_and_it_knows_no_markup(sources):
+    """A name with square brackets would style, link or break a table."""
+    offences = [
+        f"{source.at(node.lineno)} has a console of its own: call terminal()"
+        for source in sources
+        if source.name != "ringfence_policy.terminal"
+        for node in ast.walk(source.tree)
+        if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console")
+        or (isinstance(node, ast.Attribute) and node.attr == "from_markup")
+        or (isinstance(node, ast.ImportFrom) and node.module == "rich" and "print" in _names(node))
+    ]
+    assert not offences, "\n".join(offences)
+
+
 def test_no_module_but_the_named_opens_a_network_connection(sources):
     offences = [
         f"{source.at(line)} imports {name}: nothing here talks to a network. Flower carries messages between machines"
