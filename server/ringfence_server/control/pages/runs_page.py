@@ -1,7 +1,6 @@
 """The page of all runs: what was proposed and who answered, what was begun, and for a coordinator the way to begin."""
 
 import secrets
-from collections.abc import Sequence
 
 from fastapi import Request
 from nicegui import ui
@@ -30,25 +29,18 @@ async def build(seat: Seat, _request: Request) -> None:
             shown_runs = Live("run_list", runs=runs.items)
         with ui.element("section").classes("card").props('aria-label="Proposals"'):
             block("title", text="Proposals")
-            none_yet = block("text", text="No plan was proposed yet. Propose one on the page Preview.")
-            place = ui.element("div")
-        shown: dict[str, Live] = {}
-
-        def show(newest_first: Sequence[ProposalView]) -> None:
-            for one in reversed(newest_first):
-                if one.id in shown:
-                    shown[one.id].show(proposal=one)
-                    continue
-                with place, ui.element("div").classes("proposal") as card:
+            shown = {}
+            for one in proposals.items:
+                with ui.element("div").classes("proposal"):
                     shown[one.id] = _proposal(seat, told, one)
-                card.move(place, 0)
-            none_yet.set_visibility(not shown)
-
-        show(proposals.items)
+            if not shown:
+                block("text", text="No plan was proposed yet. Propose one on the page Preview.")
 
         async def look() -> None:
             shown_runs.show(runs=(await seat.ask(seat.plane.runs.runs, seat.actor, limit=_MOST)).items)
-            show((await seat.ask(seat.plane.runs.proposals, seat.actor, limit=_MOST)).items)
+            for one in (await seat.ask(seat.plane.runs.proposals, seat.actor, limit=_MOST)).items:
+                if one.id in shown:
+                    shown[one.id].show(proposal=one)
 
         keep_looking(look, told, every=_LOOK_SECONDS)
 
