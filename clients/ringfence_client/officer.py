@@ -26,9 +26,10 @@ from ringfence_policy.documents import (
 )
 from ringfence_policy.durable import write_durably
 from ringfence_policy.errors import DocumentInvalid, Refused, ScenarioInvalid, TrustRefused
+from ringfence_policy.holder import read_policy_of
 from ringfence_policy.identity import DocumentType, PublicKey, SigningKey, TrustReason, open_signed, parse, sign
 from ringfence_policy.ledger import PrivacyLedger
-from ringfence_policy.policy import UsagePolicy, read_policy
+from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import read_toml
 
@@ -63,7 +64,7 @@ def set_up(home: HolderHome, *, now_ms: int) -> None:
             where=str(home.state),
             next_step="remove it only if no run ever used this holder's data; otherwise see docs/holder.md, Back up",
         )
-    policy = checked_policy(home)
+    policy = read_policy_of(home.profile, home.policy_file)
     partial = (home.state if home.state.exists() else home.directory) / f"{_PARTIAL}{os.getpid()}.new"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
@@ -112,25 +113,6 @@ def _put_in_place(partial: Path, state: Path) -> None:
     partial.rmdir()
 
 
-def checked_policy(home: HolderHome) -> UsagePolicy:
-    """The policy as policy.toml says it, for this holder and its dataset.
-
-    Raises:
-        DocumentInvalid: It cannot be read, or speaks of another holder or dataset.
-    """
-    policy = read_policy(home.policy_file)
-    expected = (home.profile.holder_id, home.profile.dataset.dataset_id)
-    if (policy.holder_id, policy.dataset_id) != expected:
-        raise DocumentInvalid(
-            "the policy is for another holder or dataset",
-            expected=" and ".join(expected),
-            got=f"{policy.holder_id} and {policy.dataset_id}",
-            where=str(home.policy_file),
-            next_step="make holder and dataset agree in holder.toml and policy.toml",
-        )
-    return policy
-
-
 def checked_schema(home: HolderHome) -> "tuple[DatasetSchema, HolderData]":
     """The schema as it is written, checked against the holder's data, and the data as it is read by it.
 
@@ -177,7 +159,7 @@ def sign_policy(home: HolderHome) -> UsagePolicy:
 
 
 def _sign_policy(home: HolderHome) -> UsagePolicy:
-    policy = checked_policy(home)
+    policy = read_policy_of(home.profile, home.policy_file)
     signed = signed_policy(home)
     if signed is not None and policy.policy_id == signed.policy_id:
         if policy.digest == signed.digest:

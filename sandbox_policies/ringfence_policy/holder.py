@@ -1,8 +1,11 @@
 """holder.toml: who a data holder is, and the budget of its dataset, as its data officer writes it."""
 
+from pathlib import Path
+
 from pydantic import Field
 
-from ringfence_policy.policy import Region
+from ringfence_policy.errors import DocumentInvalid
+from ringfence_policy.policy import Region, UsagePolicy, read_policy
 from ringfence_policy.strict_toml import Identifier, MicroEpsilon, PicoDelta, StrictDocument, Text
 
 
@@ -33,3 +36,22 @@ class HolderProfile(StrictDocument):
     region: Region
     dataset: DatasetTerms
     simulation: SimulationTerms = SimulationTerms()
+
+
+def read_policy_of(profile: HolderProfile, path: Path) -> UsagePolicy:
+    """Read the policy of a holder for its dataset.
+
+    Raises:
+        DocumentInvalid: It cannot be read, or speaks of another holder or dataset.
+    """
+    policy = read_policy(path)
+    expected = (profile.holder_id, profile.dataset.dataset_id)
+    if (policy.holder_id, policy.dataset_id) != expected:
+        raise DocumentInvalid(
+            "the policy is for another holder or dataset",
+            expected=" and ".join(expected),
+            got=f"{policy.holder_id} and {policy.dataset_id}",
+            where=str(path),
+            next_step="make holder and dataset agree in holder.toml and policy.toml",
+        )
+    return policy

@@ -30,15 +30,8 @@ def demonstrate(name: str, *, out: Path, seed: int | None, as_json: bool) -> int
 def fresh_copy(name: str, *, out: Path, as_json: bool) -> Path:
     """Copy a bundled scenario to where a demonstration's results go, and say where it lies."""
     source = bundled_scenario(name)
-    if out.exists() and not out.is_dir():
-        raise UsageError(
-            "not a directory",
-            expected="a new directory, or that of an earlier demonstration",
-            got="a file",
-            where=str(out),
-            next_step="choose another one with --out: nothing is overwritten",
-        )
-    if out.exists() and any(out.iterdir()):
+    _make_place(out)
+    if any(out.iterdir()):
         _move_away(out, as_json=as_json)
     copy_scenario(source, out / name)
     write_durably(out / _DEMO_MARK, json.dumps({"scenario": name}).encode())

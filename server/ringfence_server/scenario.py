@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
-from ringfence_policy.errors import DocumentInvalid, ScenarioInvalid
-from ringfence_policy.holder import HolderProfile
+from ringfence_policy.errors import ScenarioInvalid
+from ringfence_policy.holder import HolderProfile, read_policy_of
 from ringfence_policy.plan import PlanFile
-from ringfence_policy.policy import UsagePolicy, read_policy
+from ringfence_policy.policy import UsagePolicy
 from ringfence_policy.schema import DatasetSchema
 from ringfence_policy.strict_toml import read_toml
 
@@ -60,23 +60,15 @@ def load_scenario(directory: Path, *, plan: Path | None = None) -> Scenario:
             next_step="`ringfence scenario list` names the bundled ones; `ringfence scenario new DIR` makes your own",
         )
     holders = load_holders(directory)
-    policies = {holder: read_policy(directory / "holders" / holder / "policy.toml") for holder in holders}
-    for holder, policy in policies.items():
-        expected = (holder, holders[holder].dataset.dataset_id)
-        if (policy.holder_id, policy.dataset_id) != expected:
-            raise DocumentInvalid(
-                "the policy is for another holder or dataset",
-                expected=" and ".join(expected),
-                got=f"{policy.holder_id} and {policy.dataset_id}",
-                where=str(directory / "holders" / holder / "policy.toml"),
-                next_step="make holder and dataset agree in holder.toml and policy.toml",
-            )
     return Scenario(
         directory=directory,
         plan=read_toml(plan if plan is not None else directory / "plan.toml", PlanFile),
         schema=read_toml(directory / "schema.toml", DatasetSchema),
         holders=holders,
-        policies=policies,
+        policies={
+            holder: read_policy_of(profile, directory / "holders" / holder / "policy.toml")
+            for holder, profile in holders.items()
+        },
     )
 
 

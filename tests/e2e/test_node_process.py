@@ -1,7 +1,6 @@
 """`ringfence-node start` as a process of its own: what it owns, what it survives, and how it ends."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 from agents import hand_over
 from faults import Held, states_of
 from flwr.app import ConfigRecord, Message, RecordDict
+from run_command import is_alive, wait_for
 
 from deployment import wait_until
 from ringfence_client.agent_client import ask_health
@@ -192,15 +192,7 @@ def test_trainer_and_agent_die_together_when_the_agent_is_killed(started):
     pid = process.wait_for("trainer-started")["pid"]
     process.wait_for("ready")
     process.end(signal.SIGKILL)
-    for _ in range(200):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-            return
-        threading.Event().wait(0.05)
-    pytest.fail("the trainer outlived its agent")
+    wait_for(lambda: not is_alive(pid))
 
 
 def test_a_holder_that_joined_nobody_is_told_what_to_do(tiny_run):

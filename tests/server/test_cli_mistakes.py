@@ -61,7 +61,7 @@ def test_what_the_system_refuses_is_a_fault_with_its_place(tmp_path):
 
 def test_a_file_where_a_demonstration_would_go_is_wrong_usage(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert error_of("demo", "--out", tmp_path / "file")["got"] == "a file"
+    assert error_of("demo", "--out", tmp_path / "file")["got"] == "File exists"
 
 
 def test_a_mistyped_bundle_is_wrong_usage_and_no_finding_against_it(tmp_path):
